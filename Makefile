@@ -1,0 +1,54 @@
+PYTHON ?= python3
+CONSTRAINTS ?= constraints/cpu.txt
+EXTRAS ?= training,eval
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+PROMPT ?= a picture of a red circle left of a blue square
+SEED ?= 0
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help env demo test lint format type contracts check clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+env: $(STAMP)  ## Create the environment in .venv, or reuse it
+
+# pip learns --group in 25.1, and Python 3.11 ships an older one.
+$(STAMP): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "needs Python 3.11 to 3.13; name one with: make PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[$(EXTRAS)]' --group dev
+	@touch $@
+
+demo: env  ## Draw the best of eight pictures and print where it is
+	@mkdir -p demo
+	$(BIN)/unimm generate "$(PROMPT)" --best-of 8 --seed $(SEED) \
+		--out demo/picture.png --sheet demo/candidates.png
+
+test: env  ## Run every test that this machine can run
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+lint: env  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: env  ## Rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: env  ## Check types
+	$(BIN)/mypy
+
+contracts: env  ## Check who imports whom
+	$(BIN)/lint-imports
+
+check: lint type contracts test  ## All of the above, as CI does
+
+clean:  ## Delete the environment and the caches
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

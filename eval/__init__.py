@@ -1,0 +1,1 @@
+"""Measure the models: is it right, is it good, what does it cost."""

@@ -1,0 +1,1 @@
+"""Train the models: recipes, data, loop, checkpoints."""
