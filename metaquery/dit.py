@@ -1,0 +1,338 @@
+"""The latent diffusion transformer: noisy latents and a condition in, velocity out.
+
+Shape legend:
+    B batch      N latent tokens      D latent channels      C condition width
+    W model width      M = N for a condition per token, 1 for a pooled one
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import isqrt
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from metaquery.flow import x_0_to_velocity
+from metaquery.layers import (
+    Attention,
+    MLPKind,
+    NormKind,
+    Tables,
+    TimeEmbedding,
+    TimeKind,
+    build_mlp,
+    build_norm,
+    modulate,
+)
+from metaquery.rope import grid_rope, sincos_embedding
+
+Prediction = Literal["velocity", "x_0"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiTConfig:
+    """Size and options of a DiT, with or without a wide denoising (DDT) head.
+
+    The part that writes the output must be at least as wide as one latent
+    token: a narrower network cannot carry full-rank noise (Zheng et al. 2025,
+    arXiv:2510.11690).
+
+    Args:
+        num_latent_tokens: Tokens per image, N. A square grid: 256 is 16 x 16.
+        latent_dim: Channels per latent token, D. 1152 for SigLIP-2 So400m.
+        cond_dim: Channels of the connector's output, C.
+        hidden_dim: Width of the backbone.
+        depth: Transformer blocks in the backbone.
+        num_heads: Attention heads in the backbone; divides ``hidden_dim``.
+        mlp_ratio: Feed-forward width over model width, before SwiGLU's 2/3.
+        ddt_dim: Width of the DDT head; read only if ``ddt_depth`` > 0.
+        ddt_depth: Transformer blocks in the DDT head; 0 for no head.
+        ddt_heads: Attention heads in the DDT head; divides ``ddt_dim``.
+        ddt_time: Add the time embedding to the head's condition, as RAE does and
+            Scale-RAE does not.
+        cond_silu: Apply SiLU to time + condition once more before the blocks do.
+        qk_norm: Normalise queries and keys inside each head.
+        rope: Turn queries and keys by two-dimensional positions.
+        pos_embed: Add fixed sin-cos positions to the embedded latents.
+        norm: RMSNorm with weights, or LayerNorm without.
+        mlp: SwiGLU, or GELU.
+        time_embedding: Random Fourier features, or DiT's sinusoids.
+        prediction: What the last layer writes; ``forward`` returns velocity either way.
+        checkpoint_activations: Recompute blocks in the backward pass to save memory.
+    """
+
+    num_latent_tokens: int = 256
+    latent_dim: int = 1152
+    cond_dim: int = 2048
+    hidden_dim: int = 2048
+    depth: int = 32
+    num_heads: int = 32
+    mlp_ratio: float = 4.0
+    ddt_dim: int = 2048
+    ddt_depth: int = 0
+    ddt_heads: int = 16
+    ddt_time: bool = False
+    cond_silu: bool = True
+    qk_norm: bool = False
+    rope: bool = True
+    pos_embed: bool = True
+    norm: NormKind = "rms"
+    mlp: MLPKind = "swiglu"
+    time_embedding: TimeKind = "fourier"
+    prediction: Prediction = "velocity"
+    checkpoint_activations: bool = False
+
+    def __post_init__(self) -> None:
+        if isqrt(self.num_latent_tokens) ** 2 != self.num_latent_tokens:
+            raise ValueError(f"num_latent_tokens must be a square, got {self.num_latent_tokens}")
+        if self.depth < 1 or self.ddt_depth < 0:
+            raise ValueError(
+                f"depth must be at least 1 and ddt_depth at least 0, "
+                f"got {self.depth} and {self.ddt_depth}"
+            )
+        self._check_heads("hidden_dim", self.hidden_dim, "num_heads", self.num_heads)
+        if self.ddt_depth:
+            self._check_heads("ddt_dim", self.ddt_dim, "ddt_heads", self.ddt_heads)
+        self._check_width()
+        self._check_choices()
+        if self.ddt_time and self.cond_dim != self.hidden_dim:
+            raise ValueError(
+                f"ddt_time adds the time embedding (cond_dim {self.cond_dim}) to the backbone's "
+                f"output (hidden_dim {self.hidden_dim}), so the two must be equal"
+            )
+
+    def _check_heads(self, dim_name: str, dim: int, heads_name: str, heads: int) -> None:
+        if dim < 1 or heads < 1 or dim % heads:
+            raise ValueError(f"{dim_name} ({dim}) must be divisible by {heads_name} ({heads})")
+        if self.rope and (dim // heads) % 4:
+            raise ValueError(
+                f"{dim_name} / {heads_name} ({dim // heads}) must be divisible by 4: two axes of "
+                "rotary pairs; change one of them or set rope to false"
+            )
+        if self.pos_embed and dim % 4:
+            raise ValueError(f"{dim_name} ({dim}) must be divisible by 4 for sin-cos positions")
+
+    def _check_width(self) -> None:
+        name, width = ("ddt_dim", self.ddt_dim) if self.ddt_depth else ("hidden_dim", self.hidden_dim)
+        if width < self.latent_dim:
+            way_out = "" if self.ddt_depth else ", or add a DDT head that wide (ddt_depth, ddt_dim)"
+            raise ValueError(
+                f"{name} ({width}) must be at least latent_dim ({self.latent_dim}): a network "
+                f"narrower than a latent token cannot represent its noise; widen it{way_out}"
+            )
+
+    def _check_choices(self) -> None:
+        for name, value, allowed in (
+            ("norm", self.norm, get_args(NormKind)),
+            ("mlp", self.mlp, get_args(MLPKind)),
+            ("time_embedding", self.time_embedding, get_args(TimeKind)),
+            ("prediction", self.prediction, get_args(Prediction)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the token grid: 16 for 256 tokens."""
+        return isqrt(self.num_latent_tokens)
+
+    @classmethod
+    def tiny(cls) -> "DiTConfig":
+        """Return a size that runs in milliseconds on a CPU, for tests."""
+        return cls(
+            num_latent_tokens=16,
+            latent_dim=8,
+            cond_dim=16,
+            hidden_dim=16,
+            depth=2,
+            num_heads=2,
+        )
+
+
+class DiTBlock(nn.Module):
+    """Attention and feed-forward, each scaled, shifted and gated by the condition."""
+
+    def __init__(self, config: DiTConfig, *, dim: int, num_heads: int, cond_dim: int) -> None:
+        super().__init__()
+        self.norm1 = build_norm(config.norm, dim)
+        self.attention = Attention(dim, num_heads, qk_norm=config.qk_norm, norm=config.norm)
+        self.norm2 = build_norm(config.norm, dim)
+        self.mlp = build_mlp(config.mlp, dim, config.mlp_ratio)
+        self.modulation = nn.Linear(cond_dim, 6 * dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B N W"],
+        activated: Float[Tensor, "B M C"],
+        rope: Float[Tensor, "2 N d"] | None,
+    ) -> Float[Tensor, "B N W"]:
+        """Return the next residual stream; ``activated`` is SiLU of the condition.
+
+        The SiLU belongs to each block's modulation in the literature. It does
+        not depend on the block, so the caller applies it once.
+        """
+        parts = self.modulation(activated).chunk(6, dim=-1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = parts
+        x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), rope)
+        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class FinalLayer(nn.Module):
+    """Project the residual stream to latent channels under the condition."""
+
+    def __init__(self, config: DiTConfig, *, dim: int, cond_dim: int) -> None:
+        super().__init__()
+        self.norm = build_norm(config.norm, dim)
+        self.modulation = nn.Linear(cond_dim, 2 * dim)
+        self.out = nn.Linear(dim, config.latent_dim)
+
+    def forward(
+        self, x: Float[Tensor, "B N W"], activated: Float[Tensor, "B M C"]
+    ) -> Float[Tensor, "B N D"]:
+        shift, scale = self.modulation(activated).chunk(2, dim=-1)
+        return self.out(modulate(self.norm(x), shift, scale))
+
+
+class DiTStack(nn.Module):
+    """A run of blocks of one width and the rotary table they share."""
+
+    def __init__(
+        self, config: DiTConfig, *, depth: int, dim: int, num_heads: int, cond_dim: int
+    ) -> None:
+        super().__init__()
+        self.checkpoint_activations = config.checkpoint_activations
+        self.rope = (
+            Tables(grid_rope(config.num_latent_tokens, dim // num_heads)) if config.rope else None
+        )
+        self.layers = nn.ModuleList(
+            DiTBlock(config, dim=dim, num_heads=num_heads, cond_dim=cond_dim) for _ in range(depth)
+        )
+
+    def forward(
+        self, x: Float[Tensor, "B N W"], activated: Float[Tensor, "B M C"]
+    ) -> Float[Tensor, "B N W"]:
+        for x in self.states(x, activated):  # noqa: B007, PLR1704
+            pass
+        return x
+
+    def states(self, x: Tensor, activated: Tensor) -> Iterable[Tensor]:
+        """Yield the residual stream after every block, for early exits and alignment losses."""
+        rope = None if self.rope is None else self.rope()
+        for block in self.layers:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, activated, rope, use_reentrant=False)
+            else:
+                x = block(x, activated, rope)
+            yield x
+
+
+class DiT(nn.Module):
+    """Predict the flow's velocity from noisy latents, time and condition.
+
+    A LightningDiT (Yao et al. 2025, arXiv:2501.01423) whose adaptive norms read
+    one condition vector per token, as Scale-RAE's (arXiv:2601.16208), or one
+    for all, as RAE's. With ``ddt_depth`` its output is only the condition of a
+    shallow and wide head that sees the noisy latents again.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, cond_dim = config.hidden_dim, config.cond_dim
+        self.latent_embed = nn.Linear(config.latent_dim, width)
+        self.positions = (
+            Tables(sincos_embedding(config.num_latent_tokens, width)) if config.pos_embed else None
+        )
+        self.time_embed = TimeEmbedding(cond_dim, config.time_embedding)
+        self.null_condition = nn.Parameter(torch.zeros(cond_dim))
+        self.blocks = DiTStack(
+            config, depth=config.depth, dim=width, num_heads=config.num_heads, cond_dim=cond_dim
+        )
+        self.head = DDTHead(config) if config.ddt_depth else None
+        if self.head is None:
+            self.final = FinalLayer(config, dim=width, cond_dim=cond_dim)
+        else:
+            self.final = FinalLayer(config, dim=config.ddt_dim, cond_dim=config.ddt_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise so that the first prediction is zero and every block the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for linear in (self.time_embed.up, self.time_embed.out):
+            nn.init.normal_(linear.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, DiTBlock | FinalLayer):
+                nn.init.zeros_(module.modulation.weight)
+        nn.init.zeros_(self.final.out.weight)
+
+    def forward(
+        self,
+        x_t: Float[Tensor, "B N D"],
+        t: Float[Tensor, "B"],
+        condition: Float[Tensor, "B M C"] | Float[Tensor, "B C"] | None,
+        drop: Bool[Tensor, "B"] | None = None,
+    ) -> Float[Tensor, "B N D"]:
+        """Return the velocity at ``x_t``.
+
+        Args:
+            x_t: Noisy latents.
+            t: Time of each sample, 0 for data and 1 for noise.
+            condition: One vector per token or one per sample; None for the learned null.
+            drop: True where the null condition replaces the sample's own.
+        """
+        time = self.time_embed(t).unsqueeze(1)  # (B, 1, C)
+        mixed = time + self._condition(condition, drop)  # (B, M, C)
+        if self.config.cond_silu:
+            mixed = F.silu(mixed)
+        x = self.latent_embed(x_t)
+        if self.positions is not None:
+            x = x + self.positions().to(x.dtype)
+        activated = F.silu(mixed)
+        x = self.blocks(x, activated)
+        if self.head is not None:
+            x, activated = self.head(x_t, x + time if self.config.ddt_time else x)
+        output: Tensor = self.final(x, activated)
+        if self.config.prediction == "x_0":
+            return x_0_to_velocity(x_t, output, t).to(output.dtype)
+        return output
+
+    def _condition(self, condition: Tensor | None, drop: Tensor | None) -> Tensor:
+        null = self.null_condition.view(1, 1, -1)
+        if condition is None:
+            return null
+        if condition.ndim == 2:
+            condition = condition.unsqueeze(1)
+        if drop is None:
+            return condition
+        return torch.where(drop.view(-1, 1, 1), null.to(condition.dtype), condition)
+
+
+class DDTHead(nn.Module):
+    """Denoise with few wide blocks, conditioned on the backbone (Wang et al. 2025, 2504.05741)."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        same_width = config.ddt_dim == config.hidden_dim
+        self.latent_embed = nn.Linear(config.latent_dim, config.ddt_dim)
+        self.project = nn.Identity() if same_width else nn.Linear(config.hidden_dim, config.ddt_dim)
+        self.blocks = DiTStack(
+            config,
+            depth=config.ddt_depth,
+            dim=config.ddt_dim,
+            num_heads=config.ddt_heads,
+            cond_dim=config.ddt_dim,
+        )
+
+    def forward(
+        self, x_t: Float[Tensor, "B N D"], backbone: Float[Tensor, "B N W"]
+    ) -> tuple[Float[Tensor, "B N V"], Float[Tensor, "B N V"]]:
+        """Return the head's residual stream and its activated condition."""
+        activated = F.silu(self.project(F.silu(backbone)))
+        return self.blocks(self.latent_embed(x_t), activated), activated

@@ -1,0 +1,225 @@
+"""Connector and DiT as one module: hidden states in, latents out.
+
+Shape legend:
+    B batch      Q queries      H language-model width      C condition width
+    N latent tokens      D latent channels
+"""
+
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor, nn
+
+from metaquery.connector import Connector, ConnectorConfig
+from metaquery.dit import DiT, DiTConfig
+from metaquery.flow import (
+    Latents,
+    TimeDistribution,
+    Times,
+    VelocityFn,
+    dimension_shift,
+    flow_matching_losses,
+    sample_times,
+)
+from metaquery.guidance import ALWAYS, ConditionedFn, Interval, classifier_free
+from metaquery.sampler import Solver, integrate, time_grid
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneratorConfig:
+    """Connector, DiT and the flow they are trained with.
+
+    Args:
+        connector: From hidden states to the condition.
+        dit: The denoiser.
+        time_distribution: Of training times, before the shift.
+        condition_dropout: Share of training samples whose condition becomes the
+            learned null, so that classifier-free guidance is possible.
+        shift: Timestep shift; 0 takes sqrt(tokens * channels / 4096).
+    """
+
+    connector: ConnectorConfig
+    dit: DiTConfig
+    time_distribution: TimeDistribution = "logit_normal"
+    condition_dropout: float = 0.1
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.connector.out_dim != self.dit.cond_dim:
+            raise ValueError(
+                f"connector.out_dim ({self.connector.out_dim}) must equal "
+                f"dit.cond_dim ({self.dit.cond_dim})"
+            )
+        if not 0 <= self.condition_dropout < 1:
+            raise ValueError(f"condition_dropout must be in [0, 1), got {self.condition_dropout}")
+        if self.shift < 0:
+            raise ValueError(f"shift must be positive, or 0 for the default, got {self.shift}")
+        if self.time_distribution not in get_args(TimeDistribution):
+            allowed = ", ".join(get_args(TimeDistribution))
+            raise ValueError(
+                f"time_distribution must be one of {allowed}, got {self.time_distribution!r}"
+            )
+
+    @property
+    def timestep_shift(self) -> float:
+        """The shift in use."""
+        return self.shift or dimension_shift(self.dit.num_latent_tokens, self.dit.latent_dim)
+
+
+class LatentGenerator(nn.Module):
+    """Draw latents from hidden states at the query positions."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.connector = Connector(config.connector)
+        self.dit = DiT(config.dit)
+
+    def condition(self, states: Float[Tensor, "B Q H"]) -> Float[Tensor, "B Q C"]:
+        """Return what the DiT is conditioned on.
+
+        Raises:
+            ValueError: If there is neither one query nor one per latent token.
+        """
+        num_queries, num_tokens = states.shape[1], self.config.dit.num_latent_tokens
+        if num_queries not in (1, num_tokens):
+            raise ValueError(
+                f"got hidden states of {num_queries} queries; the DiT takes one for each of its "
+                f"{num_tokens} latent tokens, or a single one for all"
+            )
+        condition: Tensor = self.connector(states)
+        return condition
+
+    def velocity(
+        self, x_t: Latents, t: Times, condition: Float[Tensor, "B Q C"]
+    ) -> Float[Tensor, "B N D"]:
+        """Return the DiT's velocity; latents are cast to its dtype, times never."""
+        velocity: Tensor = self.dit(x_t.to(self.dit.latent_embed.weight.dtype), t, condition)
+        return velocity
+
+    def null_condition(self, batch: int) -> Float[Tensor, "{batch} 1 C"]:
+        """Return the learned condition that stands for none."""
+        return self.dit.null_condition.expand(batch, 1, -1)
+
+    def losses(
+        self,
+        states: Float[Tensor, "B Q H"],
+        x_0: Latents,
+        *,
+        drop: Bool[Tensor, "B"] | None = None,
+        t: Times | None = None,
+        noise: Latents | None = None,
+        generator: Generator | None = None,
+    ) -> Float[Tensor, "B"]:
+        """Return each sample's flow-matching loss in float32.
+
+        Args:
+            states: Hidden states of the language model at the query positions.
+            x_0: Standardised latents of the true images.
+            drop: True where the null condition replaces the sample's own; drawn
+                at ``condition_dropout`` in training mode when None.
+            t: Times, already shifted; drawn when None.
+            noise: Drawn when None.
+            generator: Source of the draws, on the device of ``x_0``.
+        """
+        if t is None:
+            t = sample_times(
+                len(x_0),
+                distribution=self.config.time_distribution,
+                shift=self.config.timestep_shift,
+                generator=generator,
+                device=x_0.device,
+            )
+        if noise is None:
+            noise = torch.randn(x_0.shape, generator=generator, device=x_0.device)
+        if drop is None and self.training:
+            # Also at dropout 0: gradient reducers wait for every parameter, the null too.
+            uniform = torch.rand(len(x_0), generator=generator, device=x_0.device)
+            drop = uniform < self.config.condition_dropout
+        condition = self.condition(states)
+
+        def velocity_fn(x_t: Tensor, t: Tensor) -> Tensor:
+            velocity: Tensor = self.dit(
+                x_t.to(self.dit.latent_embed.weight.dtype), t, condition, drop
+            )
+            return velocity
+
+        return flow_matching_losses(velocity_fn, x_0, noise=noise, t=t)
+
+    def loss(
+        self,
+        states: Float[Tensor, "B Q H"],
+        x_0: Latents,
+        *,
+        drop: Bool[Tensor, "B"] | None = None,
+        t: Times | None = None,
+        noise: Latents | None = None,
+        generator: Generator | None = None,
+    ) -> Float[Tensor, ""]:
+        """Return the mean of :meth:`losses`."""
+        return self.losses(states, x_0, drop=drop, t=t, noise=noise, generator=generator).mean()
+
+    forward = loss
+
+    def velocity_fn(
+        self,
+        states: Float[Tensor, "B Q H"],
+        *,
+        uncond_states: Float[Tensor, "B Q H"] | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Interval = ALWAYS,
+        guidance_rescale: float = 0.0,
+        model: ConditionedFn | None = None,
+    ) -> VelocityFn:
+        """Bind the condition and the guidance; the connector runs once, here.
+
+        Args:
+            states: Hidden states at the query positions.
+            uncond_states: Hidden states of an empty prompt; the learned null when None.
+            guidance_scale: Classifier-free guidance; 1 is the conditional model alone.
+            guidance_interval: Times at which guidance is on.
+            guidance_rescale: See :func:`metaquery.guidance.extrapolate`.
+            model: Stands in for :meth:`velocity`, for example to count evaluations.
+        """
+        condition = self.condition(states)
+        if uncond_states is None:
+            unconditional = self.null_condition(len(states)).expand_as(condition)
+        else:
+            unconditional = self.condition(uncond_states)
+        return classifier_free(
+            model or self.velocity,
+            condition,
+            unconditional.to(condition.dtype),
+            guidance_scale,
+            interval=guidance_interval,
+            rescale=guidance_rescale,
+        )
+
+    def times(self, num_steps: int) -> Float[Tensor, "T"]:
+        """Return the sampling grid of this model, from 1 down to 0."""
+        return time_grid(num_steps, self.config.timestep_shift)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        states: Float[Tensor, "B Q H"],
+        *,
+        noise: Latents,
+        num_steps: int = 50,
+        solver: Solver = "euler",
+        guidance_scale: float = 1.0,
+        guidance_interval: Interval = ALWAYS,
+        guidance_rescale: float = 0.0,
+        uncond_states: Float[Tensor, "B Q H"] | None = None,
+    ) -> Latents:
+        """Return standardised latents drawn from ``noise``, float32."""
+        velocity_fn = self.velocity_fn(
+            states,
+            uncond_states=uncond_states,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guidance_rescale=guidance_rescale,
+        )
+        return integrate(velocity_fn, noise, self.times(num_steps), solver=solver)
