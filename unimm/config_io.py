@@ -173,45 +173,36 @@ def _one_line(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
 
 
-_BOOL, _INT, _FLOAT, _NULL = (
-    f"tag:yaml.org,2002:{kind}" for kind in ("bool", "int", "float", "null")
-)
-# YAML 1.2: `1e-4` is a number, `no` and `on` are words. Underscores may group digits.
-_RESOLVERS = (
-    (_NULL, r"~|null|Null|NULL|", "~nN\0"),
-    (_BOOL, r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    (_INT, r"[-+]?[0-9][0-9_]*|0x[0-9a-fA-F]+", "-+0123456789"),
-    (
-        _FLOAT,
-        r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-)
-
-
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's plain values; a key given twice is an error."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
-
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
                 )
-            seen.add(key)
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes what ``_Loader`` would not read as text."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
 
-
-for _tag, _pattern, _first in _RESOLVERS:
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first))
+# YAML 1.2: `1e-4` is a number, `no` and `on` are words. Underscores may group digits.
+_DIGITS = r"(?:0|[1-9][0-9_]*)"
+_FLOAT = rf"{_DIGITS}(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?"
+_PLAIN_VALUES = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", rf"[-+]?{_DIGITS}|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", rf"[-+]?(?:{_FLOAT}|\.inf)|\.nan", list("-+.0123456789")),
+)
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {}
+    for _kind, _pattern, _first in _PLAIN_VALUES:
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), _first
+        )

@@ -1,0 +1,81 @@
+"""``unimm train``, ``eval`` and ``serve``: find the application and hand it the arguments.
+
+In a checkout the applications are the folders ``training``, ``eval`` and ``serving`` beside
+``unimm``; in a wheel they are ``unimm_training`` and so on. Each has a module ``cli`` with a typer
+application ``app``.
+"""
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import typer
+
+import unimm
+from unimm.errors import MissingExtraError, UnimmError, UserError
+
+
+def train_command(context: typer.Context) -> None:
+    """Train a model by a recipe.
+
+    **Example:** `unimm train scenes/joint optimizer.lr=1e-4`
+    """
+    _run("training", context)
+
+
+def eval_command(context: typer.Context) -> None:
+    """Measure a model's quality, speed and memory.
+
+    **Example:** `unimm eval scenes --best-of 16`
+    """
+    _run("eval", context)
+
+
+def serve_command(context: typer.Context) -> None:
+    """Serve a model over HTTP.
+
+    **Example:** `unimm serve --port 8000`
+    """
+    _run("serving", context)
+
+
+def import_application(name: str, *, beside: Path | None = None) -> Any:
+    """Return the typer application of ``training``, ``eval`` or ``serving``.
+
+    Args:
+        name: The application's name in a checkout.
+        beside: The folder that holds the packages; where ``unimm`` lies, by default.
+
+    Raises:
+        MissingExtraError: It needs a package that is not installed.
+        UserError: This installation has no such application.
+        UnimmError: Another package of the same name hides it.
+    """
+    root = beside or Path(unimm.__file__).resolve().parent.parent
+    module = next(
+        (module for module in (f"unimm_{name}", name) if (root / module / "cli.py").is_file()), None
+    )
+    if module is None:
+        raise UserError(f"this installation of unimm {unimm.__version__} has no part called {name}")
+    try:
+        cli = importlib.import_module(f"{module}.cli")
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "unimm", "metaquery", module):
+            raise
+        raise MissingExtraError(missing, extra=name) from error
+    if not Path(str(cli.__file__)).resolve().is_relative_to(root):
+        raise UnimmError(
+            f"the package {module} at {cli.__file__} hides unimm's own; use another environment"
+        )
+    return cli.app
+
+
+def _run(name: str, context: typer.Context) -> None:
+    application = import_application(name)
+    status = application(
+        args=context.args, prog_name=f"unimm {context.info_name}", standalone_mode=False
+    )
+    if isinstance(status, int) and status:
+        raise typer.Exit(status)

@@ -1,0 +1,37 @@
+"""``unimm ask``: a question about a picture."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unimm.cli.inputs import as_model_input, read_input
+from unimm.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, load_pipeline
+from unimm.cli.output import print_json, stdout, stdout_kept_clean, working
+from unimm.errors import UserError
+
+
+def ask(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture or a latents file.")],
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
+    *,
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question about a picture.
+
+    **Example:** `unimm ask circle.png "what color is the circle?"`
+    """
+    if not question.strip():
+        raise UserError("the question is empty; say what to ask")
+    with stdout_kept_clean():
+        source = read_input(image)
+        with working("loading the model", quiet=as_json):
+            pipeline = load_pipeline(model, device=device, dtype=dtype)
+        answer = pipeline.ask(as_model_input(source, space=pipeline.space_id), question)
+    if as_json:
+        print_json({"image": str(image), "question": question, "answer": answer})
+    else:
+        stdout.print(answer, markup=False)

@@ -1,0 +1,206 @@
+"""``unimm generate``: a prompt to a picture."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unimm.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    load_pipeline,
+    parse_prompt_argument,
+    png_path,
+    safetensors_path,
+)
+from unimm.cli.output import print_json, stdout, stdout_kept_clean, warn, working
+
+if TYPE_CHECKING:
+    from unimm.pipeline import Generation, GenerationOptions, Pipeline
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
+    *,
+    best_of: Annotated[
+        int | None,
+        typer.Option(
+            "--best-of",
+            "-n",
+            metavar="N",
+            help="Draw N candidates, keep the best.",
+            show_default="1",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="S", help="Sampler steps.", show_default="the model's")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            metavar="G", help="How closely to follow the prompt.", show_default="the model's"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="I", help="Same seed, same picture.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE.png", help="The picture.", show_default="from the prompt"
+        ),
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="All candidates with their scores.")
+    ] = None,
+    save_latents: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.safetensors", help="The latents of the picture kept."),
+    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    as_json: JsonOption = False,
+) -> None:
+    """Draw a picture.
+
+    The model reads its own candidates back, and only the one it likes best is decoded.
+
+    **Examples**
+
+    - `unimm generate "a picture of a red circle" --out circle.png`
+    - `unimm generate "a picture of two stars" --best-of 8 --sheet sheet.png --json`
+    """
+    parse_prompt_argument(prompt)
+    out = png_path(out or default_path(prompt, seed))
+    sheet = png_path(sheet) if sheet else None
+    save_latents = safetensors_path(save_latents) if save_latents else None
+    with stdout_kept_clean():
+        options = _options(best_of=best_of, steps=steps, guidance_scale=guidance_scale, seed=seed)
+        with working("loading the model", quiet=as_json):
+            pipeline = load_pipeline(model, device=device, dtype=dtype)
+        warn_if_unknown(pipeline, prompt)
+        with working(f"drawing {options.best_of} candidates", quiet=as_json):
+            (generation,) = pipeline.generate(prompt, options)
+        decodes = write_results(
+            pipeline, generation, options, out=out, sheet=sheet, save_latents=save_latents
+        )
+    document = generation_document(
+        generation, options, image=out, latents=save_latents, pixel_decodes=decodes
+    )
+    if as_json:
+        print_json(document)
+    else:
+        _print_summary(document, sheet)
+
+
+def default_path(prompt: str, seed: int) -> Path:
+    """Return a file name in the current folder made of the prompt's words and the seed."""
+    words = "".join(letter if letter.isalnum() else " " for letter in prompt.lower()).split()
+    return Path(f"{'-'.join(words)[:60].strip('-') or 'picture'}-{seed}.png")
+
+
+def warn_if_unknown(pipeline: "Pipeline", prompt: str) -> None:
+    """Warn when the model was trained on a closed language and the prompt lies outside it."""
+    if pipeline.grammar is None:
+        return
+    from unimm.scenes import parse_prompt
+
+    try:
+        parse_prompt(prompt, pipeline.grammar)
+    except ValueError as error:
+        warn(f"this model has not learned such a prompt, expect little: {error}")
+
+
+def write_results(
+    pipeline: "Pipeline",
+    generation: "Generation",
+    options: "GenerationOptions",
+    *,
+    out: Path,
+    sheet: Path | None,
+    save_latents: Path | None,
+) -> int:
+    """Write the picture, the sheet and the latents; return how many pictures were decoded."""
+    import torch
+
+    from unimm.image import contact_sheet, save_png
+    from unimm.latents_file import save_latents as write_latents
+
+    notes = {"prompt": generation.prompt, "seed": str(options.seed)}
+    decodes = generation.pixel_decodes
+    save_png(generation.image, out, text={**notes, "candidate": str(generation.chosen)})
+    if save_latents:
+        write_latents(save_latents, generation.latents[None], space=pipeline.space_id, notes=notes)
+    if sheet:
+        candidates = generation.candidates
+        images = pipeline.decode_images(torch.stack([one.latents for one in candidates]))
+        decodes += len(images)
+        captions = [f"{one.index}: {_score_text(one.score)}" for one in candidates]
+        chosen = [one.index for one in candidates].index(generation.chosen)
+        save_png(contact_sheet(images, captions, chosen=chosen), sheet, text=notes)
+    return decodes
+
+
+def generation_document(
+    generation: "Generation",
+    options: "GenerationOptions",
+    *,
+    image: Path,
+    latents: Path | None,
+    pixel_decodes: int,
+) -> dict[str, Any]:
+    """Return the JSON document of a generation."""
+    return {
+        "prompt": generation.prompt,
+        "seed": options.seed,
+        "chosen": generation.chosen,
+        "candidates": [
+            {
+                "index": one.index,
+                "seed": one.seed,
+                "score": one.score,
+                "nfe": one.nfe,
+                "pruned_at": one.pruned_at,
+            }
+            for one in generation.candidates
+        ],
+        "image": str(image),
+        "latents": None if latents is None else str(latents),
+        "nfe": generation.nfe,
+        "pixel_decodes": pixel_decodes,
+        "seconds": dict(generation.seconds),
+    }
+
+
+def _options(
+    *, best_of: int | None, steps: int | None, guidance_scale: float | None, seed: int
+) -> "GenerationOptions":
+    from unimm.pipeline import GenerationOptions
+
+    given = {"best_of": best_of, "num_steps": steps, "guidance_scale": guidance_scale}
+    return replace(
+        GenerationOptions(seed=seed),
+        **{key: value for key, value in given.items() if value is not None},
+    )
+
+
+def _print_summary(document: dict[str, Any], sheet: Path | None) -> None:
+    candidates = document["candidates"]
+    (chosen,) = [one for one in candidates if one["index"] == document["chosen"]]
+    seconds = sum(document["seconds"].values())
+    stdout.print(document["image"], markup=False)
+    stdout.print(
+        f"  candidate {chosen['index']} of {len(candidates)}, score {_score_text(chosen['score'])}, "
+        f"{document['nfe']} denoiser evaluations, {seconds:.1f} s",
+        style="dim",
+        markup=False,
+    )
+    for path in (sheet, document["latents"]):
+        if path:
+            stdout.print(str(path), markup=False)
+
+
+def _score_text(score: float | None) -> str:
+    return "-" if score is None else f"{score:+.2f}"
