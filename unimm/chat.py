@@ -1,0 +1,237 @@
+"""What the language model reads: turns of text, pictures and queries, in one place.
+
+Training and inference build their sequences with the same functions, so they cannot drift apart.
+The format is ChatML; a picture in it is ``<im_start>``, its N latent tokens, ``<im_end>``.
+A picture to be drawn is ``<im_start>``, Q learnable queries, ``<im_end>``.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from string import Formatter
+
+from transformers import PreTrainedTokenizerFast
+
+from unimm.tokenizer import (
+    IMAGE_END,
+    IMAGE_START,
+    PAD,
+    TURN_END,
+    TURN_START,
+    encode_text,
+    special_id,
+)
+
+_IMAGE_FIELD = "{image}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChatStyle:
+    """The wording of each kind of turn.
+
+    ``{image}`` stands for the picture. A picture that comes last but for a fixed short question
+    lets all candidates share the key-value cache of the text before it.
+
+    Args:
+        system: Text of the system turn; None for no system turn.
+        draw: Asks for a picture of ``{prompt}``.
+        ask: Asks ``{question}`` about a picture.
+        verify: Asks whether a picture matches ``{prompt}``.
+        describe: Asks for the text of a picture.
+        yes: Spellings of a positive answer; each must be one token.
+        no: Spellings of a negative answer; each must be one token.
+    """
+
+    system: str | None = None
+    draw: str = "{prompt}"
+    ask: str = "{image}\n{question}"
+    verify: str = "{prompt}\n{image}\nmatch?"
+    describe: str = "{image}\ndescribe"
+    yes: tuple[str, ...] = ("yes",)
+    no: tuple[str, ...] = ("no",)
+
+    def __post_init__(self) -> None:
+        for name, fields in _FIELDS.items():
+            found = sorted(
+                field for _, field, _, _ in Formatter().parse(getattr(self, name)) if field
+            )
+            if found != sorted(fields):
+                raise ValueError(
+                    f"{name} must contain each of {_braces(fields)} once, got {getattr(self, name)!r}"
+                )
+        if not self.yes or not self.no or set(self.yes) & set(self.no):
+            raise ValueError(f"yes {self.yes} and no {self.no} must be non-empty and differ")
+
+    @classmethod
+    def scale_rae(cls) -> "ChatStyle":
+        """Return the wording of Scale-RAE (arXiv:2601.16208): picture first, then the question."""
+        return cls(
+            system="You are a helpful assistant.",
+            draw="Generate an image of {prompt}",
+            verify="{image}\nDoes this image align with the prompt: {prompt}?",
+            describe="{image}\nDescribe this image.",
+            yes=("yes", "Yes", "YES", " yes", " Yes", " YES"),
+            no=("no", "No", "NO", " no", " No", " NO"),
+        )
+
+
+_FIELDS = {
+    "draw": ("prompt",),
+    "ask": ("image", "question"),
+    "verify": ("image", "prompt"),
+    "describe": ("image",),
+}
+
+
+def _braces(fields: Iterable[str]) -> str:
+    return " and ".join(f"{{{field}}}" for field in fields)
+
+
+@dataclass(frozen=True, slots=True)
+class TextSegment:
+    """Text tokens; ``supervised`` ones are what a training loss asks the model to write."""
+
+    token_ids: tuple[int, ...]
+    supervised: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSegment:
+    """The N latent tokens of a picture that the model reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuerySegment:
+    """The Q learnable queries whose hidden states condition the generator."""
+
+
+Segment = TextSegment | ImageSegment | QuerySegment
+
+
+class ChatTemplate:
+    """Turns, as segments, in one style and one tokenizer.
+
+    Every method that makes a turn takes ``after``, the sequence that it continues; without one it
+    opens a conversation (with the system turn, if the style has one). A turn that is given its
+    answer is whole and supervised; without, it ends where the model has to go on.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, style: ChatStyle) -> None:
+        self.tokenizer = tokenizer
+        self.style = style
+        self.pad_id = special_id(tokenizer, PAD)
+        self.turn_start_id = special_id(tokenizer, TURN_START)
+        self.turn_end_id = special_id(tokenizer, TURN_END)
+        self.image_start_id = special_id(tokenizer, IMAGE_START)
+        self.image_end_id = special_id(tokenizer, IMAGE_END)
+        self.yes_ids = tuple(self._answer_id(word) for word in style.yes)
+        self.no_ids = tuple(self._answer_id(word) for word in style.no)
+
+    def draw(
+        self, prompt: str, *, reply: str | None = None, after: Sequence[Segment] = ()
+    ) -> list[Segment]:
+        """Ask for a picture.
+
+        Args:
+            prompt: What to draw.
+            reply: Text after the picture. None ends the sequence at the queries, whose hidden
+                states are then its last Q.
+            after: The sequence to continue.
+        """
+        turn = [
+            *self._user(self._content(self.style.draw, prompt=prompt), after),
+            TextSegment((self.image_start_id,), supervised=True),
+            QuerySegment(),
+        ]
+        if reply is None:
+            return turn
+        ending = (self.image_end_id, *self.encode(reply), self.turn_end_id)
+        return [*turn, TextSegment(ending, supervised=True)]
+
+    def ask(
+        self,
+        question: str,
+        *,
+        answer: str | None = None,
+        num_images: int = 1,
+        after: Sequence[Segment] = (),
+    ) -> list[Segment]:
+        """Ask a question about pictures."""
+        content = self._content(self.style.ask, num_images=num_images, question=question)
+        return self._answered(self._user(content, after), answer)
+
+    def verify(
+        self, prompt: str, *, answer: bool | None = None, after: Sequence[Segment] = ()
+    ) -> list[Segment]:
+        """Ask whether a picture matches a prompt; the answer is yes or no."""
+        content = self._content(self.style.verify, prompt=prompt)
+        words = {True: self.style.yes[0], False: self.style.no[0], None: None}
+        return self._answered(self._user(content, after), words[answer])
+
+    def describe(
+        self, *, answer: str | None = None, after: Sequence[Segment] = ()
+    ) -> list[Segment]:
+        """Ask for the text of a picture."""
+        return self._answered(self._user(self._content(self.style.describe), after), answer)
+
+    def say(
+        self,
+        text: str,
+        *,
+        answer: str | None = None,
+        num_images: int = 0,
+        after: Sequence[Segment] = (),
+    ) -> list[Segment]:
+        """Say something, with pictures before the text if there are any."""
+        if num_images:
+            return self.ask(text, answer=answer, num_images=num_images, after=after)
+        return self._answered(self._user([TextSegment(self.encode(text))], after), answer)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of plain text."""
+        return tuple(encode_text(self.tokenizer, text))
+
+    def _user(self, content: Sequence[Segment], after: Sequence[Segment]) -> list[Segment]:
+        opening = [*after, TextSegment(self.encode("\n"))] if after else self._system()
+        header = (self.turn_start_id, *self.encode("user\n"))
+        return [*opening, TextSegment(header), *content, TextSegment(self._assistant())]
+
+    def _assistant(self) -> tuple[int, ...]:
+        """End the user's turn and open the model's."""
+        header = self.encode("assistant\n")
+        return (self.turn_end_id, *self.encode("\n"), self.turn_start_id, *header)
+
+    def _system(self) -> list[Segment]:
+        if self.style.system is None:
+            return []
+        text = self.encode(f"system\n{self.style.system}")
+        return [TextSegment((self.turn_start_id, *text, self.turn_end_id, *self.encode("\n")))]
+
+    def _answered(self, turn: list[Segment], answer: str | None) -> list[Segment]:
+        if answer is None:
+            return turn
+        text = (*self.encode(answer), self.turn_end_id)
+        return [*turn, TextSegment(text, supervised=True)]
+
+    def _content(self, template: str, *, num_images: int = 1, **fields: str) -> list[Segment]:
+        """Fill a template; what a user wrote is never searched for ``{image}``."""
+        before, image, after = template.partition(_IMAGE_FIELD)
+        picture = (
+            TextSegment((self.image_start_id,)),
+            ImageSegment(),
+            TextSegment((self.image_end_id,)),
+        )
+        segments = [
+            TextSegment(self.encode(before.format(**fields))),
+            *(picture * num_images if image else ()),
+            TextSegment(self.encode(after.format(**fields))),
+        ]
+        return [s for s in segments if not isinstance(s, TextSegment) or s.token_ids]
+
+    def _answer_id(self, word: str) -> int:
+        token_ids = self.encode(word)
+        if len(token_ids) != 1:
+            raise ValueError(
+                f"the answer {word!r} must be one token to have a probability at one position, "
+                f"but it is {len(token_ids)}; choose another spelling in the chat style"
+            )
+        return token_ids[0]

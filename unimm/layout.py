@@ -1,0 +1,132 @@
+"""Lay sequences of text, pictures and queries out as padded tensors.
+
+The layout holds integers only, so a data worker can make it; the model turns it into input
+embeddings (:meth:`unimm.model.UniMM.embed`).
+
+Shape legend:
+    B batch      L sequence length      I pictures read, over the whole batch
+    A pictures drawn, over the whole batch      N latent tokens      Q queries
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from unimm.chat import ImageSegment, QuerySegment, Segment, TextSegment
+
+IGNORE = -100
+"""Label of a position that no loss looks at."""
+
+PaddingSide = Literal["left", "right"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A padded batch of sequences, pictures and queries in it marked by position.
+
+    Args:
+        token_ids: Tokens; the padding token where a picture, a query or padding stands.
+        mask: True where a position is real.
+        labels: The token itself where it is supervised, else ``IGNORE``.
+        image_index: Flat position (row * L + column) of every latent token, in reading order.
+        query_index: Flat position of every query, in reading order.
+    """
+
+    token_ids: Int[Tensor, "B L"]
+    mask: Bool[Tensor, "B L"]
+    labels: Int[Tensor, "B L"]
+    image_index: Int[Tensor, "I*N"]
+    query_index: Int[Tensor, "A*Q"]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the layout on another device."""
+        return type(self)(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no position is padding."""
+        return bool(self.mask.all())
+
+
+def segment_length(segment: Segment, *, num_image_tokens: int, num_queries: int) -> int:
+    """Return how many positions a segment takes."""
+    match segment:
+        case TextSegment():
+            return len(segment.token_ids)
+        case ImageSegment():
+            return num_image_tokens
+        case QuerySegment():
+            return num_queries
+
+
+def sequence_length(sequence: Sequence[Segment], *, num_image_tokens: int, num_queries: int) -> int:
+    """Return how many positions a sequence takes."""
+    return sum(
+        segment_length(s, num_image_tokens=num_image_tokens, num_queries=num_queries)
+        for s in sequence
+    )
+
+
+def lay_out(
+    sequences: Sequence[Sequence[Segment]],
+    *,
+    num_image_tokens: int,
+    num_queries: int,
+    pad_id: int,
+    length: int | None = None,
+    padding_side: PaddingSide = "left",
+) -> Layout:
+    """Return the sequences as one padded batch.
+
+    Args:
+        sequences: One list of segments a row.
+        num_image_tokens: Latent tokens of a picture, N.
+        num_queries: Queries of a picture to draw, Q.
+        pad_id: Token that stands where no token is.
+        length: Pad to this length; the longest sequence when None.
+        padding_side: ``left`` for generation, where every row must end at a real token.
+    """
+    sizes = {"num_image_tokens": num_image_tokens, "num_queries": num_queries}
+    lengths = [sequence_length(sequence, **sizes) for sequence in sequences]
+    longest = max(lengths)
+    if length is not None and longest > length:
+        raise ValueError(f"a sequence of {longest} positions does not fit into length {length}")
+    width = length or longest
+    shape = (len(sequences), width)
+    token_ids = torch.full(shape, pad_id, dtype=torch.long)
+    labels = torch.full(shape, IGNORE, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    images: list[Tensor] = []
+    queries: list[Tensor] = []
+    for row, (sequence, used) in enumerate(zip(sequences, lengths, strict=True)):
+        start = width - used if padding_side == "left" else 0
+        mask[row, start : start + used] = True
+        for segment in sequence:
+            stop = start + segment_length(segment, **sizes)
+            positions = torch.arange(row * width + start, row * width + stop)
+            match segment:
+                case TextSegment():
+                    tokens = torch.tensor(segment.token_ids, dtype=torch.long)
+                    token_ids[row, start:stop] = tokens
+                    if segment.supervised:
+                        labels[row, start:stop] = tokens
+                case ImageSegment():
+                    images.append(positions)
+                case QuerySegment():
+                    queries.append(positions)
+            start = stop
+    return Layout(
+        token_ids=token_ids,
+        mask=mask,
+        labels=labels,
+        image_index=_concatenate(images),
+        query_index=_concatenate(queries),
+    )
+
+
+def _concatenate(positions: list[Tensor]) -> Tensor:
+    return torch.cat(positions) if positions else torch.empty(0, dtype=torch.long)
