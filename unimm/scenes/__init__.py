@@ -1,0 +1,62 @@
+"""The exact miniature world: prompts, pictures and questions whose answers can be checked."""
+
+from unimm.scenes.grammar import SPLITS, Grammar, prompts, split_of
+from unimm.scenes.judge import Verdict, judge
+from unimm.scenes.negatives import near_misses
+from unimm.scenes.parse import parse_prompt
+from unimm.scenes.questions import KINDS, Question, match_question, questions
+from unimm.scenes.render import render, render_background, render_batch
+from unimm.scenes.sample import sample_prompt, sample_scene
+from unimm.scenes.spec import NUMBERS, SKILLS, ObjectSpec, Prompt, Spec, prompt_of
+from unimm.scenes.text import VOCABULARY, dense_caption, words
+from unimm.scenes.world import (
+    BACKGROUNDS,
+    COLOURS,
+    PICTURE_SIZE,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    STYLES,
+    TEXTURES,
+    Scene,
+    SceneObject,
+)
+
+__all__ = [
+    "BACKGROUNDS",
+    "COLOURS",
+    "KINDS",
+    "NUMBERS",
+    "PICTURE_SIZE",
+    "RELATIONS",
+    "SHAPES",
+    "SIZES",
+    "SKILLS",
+    "SPLITS",
+    "STYLES",
+    "TEXTURES",
+    "VOCABULARY",
+    "Grammar",
+    "ObjectSpec",
+    "Prompt",
+    "Question",
+    "Scene",
+    "SceneObject",
+    "Spec",
+    "Verdict",
+    "dense_caption",
+    "judge",
+    "match_question",
+    "near_misses",
+    "parse_prompt",
+    "prompt_of",
+    "prompts",
+    "questions",
+    "render",
+    "render_background",
+    "render_batch",
+    "sample_prompt",
+    "sample_scene",
+    "split_of",
+    "words",
+]

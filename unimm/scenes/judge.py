@@ -1,0 +1,95 @@
+"""GenEval's decision rule, exact: does a picture hold what its prompt says and nothing else?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Protocol
+
+from unimm.scenes.spec import ObjectSpec, Prompt, phrase_of, with_article
+from unimm.scenes.world import relation_between
+
+
+class Seen(Protocol):
+    """An object of a scene, or one that the detector found."""
+
+    @property
+    def shape(self) -> str: ...
+    @property
+    def colour(self) -> str: ...
+    @property
+    def size(self) -> str: ...
+    @property
+    def texture(self) -> str: ...
+    @property
+    def x(self) -> float: ...
+    @property
+    def y(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a picture is right, and if not, what was expected and what was found."""
+
+    correct: bool
+    reason: str
+
+
+_CORRECT = Verdict(True, "as asked")
+
+
+def judge(prompt: Prompt, seen: Sequence[Seen]) -> Verdict:
+    """Compare what was seen with what the prompt says.
+
+    Right means: the objects that the prompt names, each with the attributes that it gives, as
+    many as it gives, in the relation that it gives (by the margin of 7 pixels), and no other
+    object, since a prompt names all objects of its picture.
+    """
+    specs = prompt.spec.objects
+    expected = prompt.text.removeprefix("a picture of ")
+    if specs.count(specs[0]) == len(specs):
+        return _judge_one_kind(specs[0], len(specs), expected, seen)
+    if len(seen) != len(specs):
+        return Verdict(False, f"expected {expected}, found {describe(seen)}")
+    for order in permutations(seen):
+        if all(map(_matches, order, specs)):
+            return _judge_relation(prompt, order)
+    return Verdict(False, f"expected {expected}, found {describe(seen)}")
+
+
+def _judge_one_kind(spec: ObjectSpec, number: int, expected: str, seen: Sequence[Seen]) -> Verdict:
+    matching = sum(_matches(one, spec) for one in seen)
+    if matching == number == len(seen):
+        return _CORRECT
+    if matching == len(seen) and matching > 0:
+        return Verdict(False, f"expected {expected}, found {matching}")
+    return Verdict(False, f"expected {expected}, found {describe(seen)}")
+
+
+def _judge_relation(prompt: Prompt, order: Sequence[Seen]) -> Verdict:
+    relation = prompt.spec.relation
+    if relation is None:
+        return _CORRECT
+    first, second = order
+    found = relation_between((first.x, first.y), (second.x, second.y))
+    if found == relation:
+        return _CORRECT
+    wanted = f"expected the {first.shape} {relation} the {second.shape}"
+    return Verdict(False, f"{wanted}, found it {found or 'in no clear relation'}")
+
+
+def _matches(one: Seen, spec: ObjectSpec) -> bool:
+    return (
+        one.shape == spec.shape
+        and spec.colour in (None, one.colour)
+        and spec.size in (None, one.size)
+        and spec.texture in (None, one.texture)
+    )
+
+
+def describe(seen: Sequence[Seen]) -> str:
+    """Return the objects in words, as in `a small red solid circle and a ...`, or `nothing`."""
+    phrases = [
+        with_article(phrase_of(ObjectSpec(one.shape, one.colour, one.size, one.texture)))
+        for one in seen
+    ]
+    return " and ".join(phrases) or "nothing"
