@@ -27,8 +27,19 @@ from unimm.errors import ImageError
 from unimm.files import atomic_write
 
 MAX_PIXELS = 50_000_000
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+# What Pillow's readers raise on damaged files.
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+)
 
 
 def read_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
@@ -46,8 +57,8 @@ def read_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
         raise ImageError(f"{name} is not a file" if source.exists() else f"there is no file {name}")
     try:
         with warnings.catch_warnings():
-            # Our own limit is lower than Pillow's warning and is an error.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Our own limit is lower than Pillow's; its other warnings come before its errors.
+            warnings.simplefilter("ignore")
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(file, formats=FORMATS) as image:
                 _check_size(image, name)
