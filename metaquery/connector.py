@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metaquery.layers import Attention, RMSNorm, SwiGLU, Tables
+from metaquery.layers import Attention, Linear, RMSNorm, SwiGLU, Tables
 from metaquery.rope import sequence_rope
 
 ConnectorKind = Literal["linear", "mlp2", "encoder6", "encoder24"]
@@ -100,12 +100,12 @@ class Connector(nn.Module):
         self.config = config
         self.encoder = Encoder(config) if config.depth else None
         if config.kind == "linear":
-            self.project: nn.Module = nn.Linear(config.in_dim, config.out_dim)
+            self.project: nn.Module = Linear(config.in_dim, config.out_dim)
         else:
             self.project = nn.Sequential(
-                nn.Linear(config.in_dim, config.out_dim),
+                Linear(config.in_dim, config.out_dim),
                 nn.GELU(approximate="tanh"),
-                nn.Linear(config.out_dim, config.out_dim),
+                Linear(config.out_dim, config.out_dim),
             )
         self.reset_parameters()
 

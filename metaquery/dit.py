@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from metaquery.flow import x_0_to_velocity
 from metaquery.layers import (
     Attention,
+    Linear,
     MLPKind,
     NormKind,
     Tables,
@@ -162,7 +163,7 @@ class DiTBlock(nn.Module):
         self.attention = Attention(dim, num_heads, qk_norm=config.qk_norm, norm=config.norm)
         self.norm2 = build_norm(config.norm, dim)
         self.mlp = build_mlp(config.mlp, dim, config.mlp_ratio)
-        self.modulation = nn.Linear(cond_dim, 6 * dim)
+        self.modulation = Linear(cond_dim, 6 * dim)
 
     def forward(
         self,
@@ -187,8 +188,8 @@ class FinalLayer(nn.Module):
     def __init__(self, config: DiTConfig, *, dim: int, cond_dim: int) -> None:
         super().__init__()
         self.norm = build_norm(config.norm, dim)
-        self.modulation = nn.Linear(cond_dim, 2 * dim)
-        self.out = nn.Linear(dim, config.latent_dim)
+        self.modulation = Linear(cond_dim, 2 * dim)
+        self.out = Linear(dim, config.latent_dim)
 
     def forward(
         self, x: Float[Tensor, "B N W"], activated: Float[Tensor, "B M C"]
@@ -243,7 +244,7 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         width, cond_dim = config.hidden_dim, config.cond_dim
-        self.latent_embed = nn.Linear(config.latent_dim, width)
+        self.latent_embed = Linear(config.latent_dim, width)
         self.positions = (
             Tables(sincos_embedding(config.num_latent_tokens, width)) if config.pos_embed else None
         )
@@ -320,8 +321,8 @@ class DDTHead(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         same_width = config.ddt_dim == config.hidden_dim
-        self.latent_embed = nn.Linear(config.latent_dim, config.ddt_dim)
-        self.project = nn.Identity() if same_width else nn.Linear(config.hidden_dim, config.ddt_dim)
+        self.latent_embed = Linear(config.latent_dim, config.ddt_dim)
+        self.project = nn.Identity() if same_width else Linear(config.hidden_dim, config.ddt_dim)
         self.blocks = DiTStack(
             config,
             depth=config.ddt_depth,
