@@ -1,6 +1,6 @@
 PYTHON ?= python3
 CONSTRAINTS ?= constraints/cpu.txt
-EXTRAS ?= training,eval
+EXTRAS ?= training
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
