@@ -11,6 +11,7 @@ from string import Formatter
 
 from transformers import PreTrainedTokenizerFast
 
+from unimm.errors import UserError
 from unimm.tokenizer import (
     IMAGE_END,
     IMAGE_START,
@@ -51,12 +52,11 @@ class ChatStyle:
 
     def __post_init__(self) -> None:
         for name, fields in _FIELDS.items():
-            found = sorted(
-                field for _, field, _, _ in Formatter().parse(getattr(self, name)) if field
-            )
+            template = getattr(self, name)
+            found = sorted(field for _, field, _, _ in Formatter().parse(template) if field)
             if found != sorted(fields):
                 raise ValueError(
-                    f"{name} must contain each of {_braces(fields)} once, got {getattr(self, name)!r}"
+                    f"{name} must contain each of {_braces(fields)} once, got {template!r}"
                 )
         if not self.yes or not self.no or set(self.yes) & set(self.no):
             raise ValueError(f"yes {self.yes} and no {self.no} must be non-empty and differ")
@@ -230,7 +230,7 @@ class ChatTemplate:
     def _answer_id(self, word: str) -> int:
         token_ids = self.encode(word)
         if len(token_ids) != 1:
-            raise ValueError(
+            raise UserError(
                 f"the answer {word!r} must be one token to have a probability at one position, "
                 f"but it is {len(token_ids)}; choose another spelling in the chat style"
             )

@@ -1,9 +1,12 @@
 """What a caller may choose for one generation, and the model's own defaults."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-SamplerName = Literal["euler", "heun", "midpoint"]
+from metaquery.sampler import Solver
+from unimm.errors import UserError
+
+SamplerName = Solver
 VerifierName = Literal["yes_no", "prompt_likelihood"]
 
 MAX_SEED = 2**64 - 1
@@ -16,18 +19,21 @@ class SamplingDefaults:
     Args:
         num_steps: Sampler steps from noise to a picture.
         guidance_scale: Weight of classifier-free guidance; 1 turns it off.
+        guidance_interval: Times, from 0 (data) to 1 (noise), between which guidance is on.
         sampler: How a step is taken.
         verifier: How candidates are scored.
     """
 
     num_steps: int = 25
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     sampler: SamplerName = "euler"
     verifier: VerifierName = "yes_no"
 
     def __post_init__(self) -> None:
         check_at_least("num_steps", self.num_steps, 1)
         check_guidance_scale(self.guidance_scale)
+        check_interval(self.guidance_interval)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +44,7 @@ class GenerationOptions:
         best_of: Candidates to draw and choose among.
         num_steps: Sampler steps from noise to a picture.
         guidance_scale: Weight of classifier-free guidance; 1 turns it off.
+        guidance_interval: Times, from 0 (data) to 1 (noise), between which guidance is on.
         sampler: How a step is taken.
         seed: Same seed, same candidates, however many there are.
         verifier: How candidates are scored.
@@ -49,6 +56,7 @@ class GenerationOptions:
     best_of: int = 1
     num_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
     sampler: SamplerName | None = None
     seed: int = 0
     verifier: VerifierName | None = None
@@ -61,10 +69,12 @@ class GenerationOptions:
             check_at_least("num_steps", self.num_steps, 1)
         if self.guidance_scale is not None:
             check_guidance_scale(self.guidance_scale)
-        check_choice("sampler", self.sampler, SamplerName.__args__)  # type: ignore[attr-defined]
-        check_choice("verifier", self.verifier, VerifierName.__args__)  # type: ignore[attr-defined]
+        if self.guidance_interval is not None:
+            check_interval(self.guidance_interval)
+        check_choice("sampler", self.sampler, get_args(SamplerName))
+        check_choice("verifier", self.verifier, get_args(VerifierName))
         if type(self.seed) is not int or not 0 <= self.seed <= MAX_SEED:
-            raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {self.seed!r}")
+            raise UserError(f"seed must be a whole number from 0 to 2**64 - 1, got {self.seed!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +84,7 @@ class ResolvedOptions:
     best_of: int
     num_steps: int
     guidance_scale: float
+    guidance_interval: tuple[float, float]
     sampler: SamplerName
     seed: int
     verifier: VerifierName
@@ -88,6 +99,7 @@ def resolve(options: GenerationOptions, defaults: SamplingDefaults) -> ResolvedO
         guidance_scale=(
             defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
         ),
+        guidance_interval=options.guidance_interval or defaults.guidance_interval,
         sampler=options.sampler or defaults.sampler,
         seed=options.seed,
         verifier=options.verifier or defaults.verifier,
@@ -114,26 +126,40 @@ class TextOptions:
     def __post_init__(self) -> None:
         check_at_least("max_new_tokens", self.max_new_tokens, 1)
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be 0 or more, got {self.temperature!r}")
+            raise UserError(f"temperature must be 0 or more, got {self.temperature!r}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p!r}")
+            raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p!r}")
 
 
 def check_at_least(name: str, value: int, limit: int) -> None:
-    """Raise ValueError unless ``value`` is a whole number of at least ``limit``."""
+    """Raise UserError unless ``value`` is a whole number of at least ``limit``."""
     if type(value) is not int or value < limit:
-        raise ValueError(f"{name} must be a whole number of at least {limit}, got {value!r}")
+        raise UserError(f"{name} must be a whole number of at least {limit}, got {value!r}")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless ``value`` is None or one of ``choices``."""
+    """Raise UserError unless ``value`` is None or one of ``choices``."""
     if value is not None and value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_guidance_scale(value: float) -> None:
-    """Raise ValueError unless ``value`` is a finite number that is not negative."""
+    """Raise UserError unless ``value`` is a finite number that is not negative."""
     if not 0 <= value < float("inf"):
-        raise ValueError(
+        raise UserError(
             f"guidance_scale must be a number of at least 0 (1 turns guidance off), got {value!r}"
         )
+
+
+def check_interval(value: tuple[float, float]) -> None:
+    """Raise UserError unless ``value`` is an interval inside [0, 1]."""
+    if not 0 <= value[0] <= value[1] <= 1:
+        raise UserError(f"guidance_interval must be two rising times in [0, 1], got {value!r}")
+
+
+def check_text(name: str, value: object) -> None:
+    """Raise UserError unless ``value`` is text with something in it."""
+    if not isinstance(value, str):
+        raise UserError(f"a {name} must be text, got {type(value).__name__}")
+    if not value.strip():
+        raise UserError(f"the {name} is empty; say what you want in a few words")

@@ -10,6 +10,7 @@ from unimm.config import UniMMConfig
 from unimm.latents import LatentSpaceConfig
 from unimm.model import UniMM
 from unimm.options import SamplingDefaults
+from unimm.pipeline import Pipeline
 from unimm.tokenizer import train_tokenizer
 
 _TEXTS = (
@@ -80,3 +81,8 @@ def tiny_model(seed: int = 0, *, config: UniMMConfig | None = None) -> UniMM:
             if parameter.ndim == 2:
                 parameter.data.mul_(5)
     return model.eval()
+
+
+def tiny_pipeline(seed: int = 0) -> Pipeline:
+    """Return a tiny model, ready to use."""
+    return Pipeline(tiny_model(seed), tiny_tokenizer())

@@ -1,0 +1,89 @@
+"""Prompts to hidden states, hidden states to latents.
+
+Shape legend:
+    K candidates      Q queries      H language-model width      N latent tokens
+    D latent channels
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from metaquery.sampler import EvaluationCounter, steps
+from unimm.batching import batched, exact_batch_size
+from unimm.model import UniMM
+from unimm.options import ResolvedOptions
+from unimm.reader import Reader
+from unimm.search import Draw, DrawingTask, Drawn
+from unimm.seeds import draw_noise
+
+StepHook = Callable[[int], None]
+"""Called with the number of candidate steps just done; may raise to stop the work."""
+
+
+@torch.no_grad()
+def read_prompts(
+    reader: Reader, prompts: Sequence[str], *, first_index: int, batch_size: int
+) -> list[DrawingTask]:
+    """Run prompts and queries through the language model, each once."""
+    model = reader.model
+    tasks: list[DrawingTask] = []
+    for chunk in batched(prompts, exact_batch_size(batch_size, model.device, model.dtype)):
+        state = reader.read([reader.template.draw(prompt) for prompt in chunk])
+        for prompt, states in zip(chunk, state.hidden[:, -model.config.num_queries :], strict=True):
+            index = first_index + len(tasks)
+            tasks.append(DrawingTask(index=index, prompt=prompt, states=states))
+    return tasks
+
+
+class LatentSampler:
+    """Draws candidates with a model's generator.
+
+    Args:
+        model: The model.
+        options: Steps, guidance, sampler and batch size.
+        on_step: See :data:`StepHook`.
+    """
+
+    def __init__(
+        self, model: UniMM, options: ResolvedOptions, *, on_step: StepHook | None = None
+    ) -> None:
+        self.model = model
+        self.options = options
+        self.on_step = on_step
+
+    @torch.no_grad()
+    def sample(self, draws: Sequence[Draw]) -> list[Drawn]:
+        """Return finished candidates, float32, on the model's device."""
+        model = self.model
+        size = exact_batch_size(self.options.batch_size, model.device, model.dtype)
+        drawn: list[Drawn] = []
+        for chunk in batched(draws, size):
+            drawn += self._sample_batch(chunk)
+        return drawn
+
+    def _sample_batch(self, draws: Sequence[Draw]) -> list[Drawn]:
+        model, options = self.model, self.options
+        generator = model.generator
+        counter = EvaluationCounter(generator.velocity)
+        velocity_fn = generator.velocity_fn(
+            torch.stack([draw.task.states for draw in draws]),
+            guidance_scale=options.guidance_scale,
+            guidance_interval=options.guidance_interval,
+            model=counter,
+        )
+        x_t = self._noise(draws)
+        times = generator.times(options.num_steps)
+        for step in steps(velocity_fn, x_t, times, solver=options.sampler):
+            x_t = step.x_t
+            if self.on_step is not None:
+                self.on_step(len(draws))
+        nfe = counter.rows // len(draws)
+        return [Drawn(latents=latents, nfe=nfe) for latents in x_t]
+
+    def _noise(self, draws: Sequence[Draw]) -> Float[Tensor, "K N D"]:
+        latents = self.model.config.latents
+        noise = draw_noise([draw.seed for draw in draws], latents.num_tokens, latents.dim)
+        return noise.to(self.model.device)

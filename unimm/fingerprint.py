@@ -1,0 +1,24 @@
+"""Name a latent space, so that latents of another one are never mistaken for its own."""
+
+import json
+from hashlib import blake2b
+
+import torch
+
+from unimm.config_io import to_dict
+from unimm.model import UniMM
+
+
+def latent_space_id(model: UniMM) -> str:
+    """Return an identifier of the encoder: kind, shape, and a hash of settings and weights.
+
+    The pixel decoder has no part in it: a better one reads the same latents.
+    """
+    config = model.config.latents
+    settings = {key: value for key, value in to_dict(config).items() if key != "decoder"}
+    digest = blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=6)
+    for name, tensor in sorted(model.latents.state_dict().items()):
+        if not name.startswith("decoder."):
+            digest.update(name.encode())
+            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    return f"{config.kind}-{config.num_tokens}x{config.dim}-{digest.hexdigest()}"

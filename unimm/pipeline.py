@@ -1,0 +1,264 @@
+"""Everything a user does with a model: draw, chat, ask, verify, encode, decode, load, save.
+
+Shape legend:
+    B batch      K pictures      N latent tokens      D latent channels
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from unimm.batching import batched, exact_batch_size
+from unimm.chat import ChatTemplate
+from unimm.checkpoint import load_model, read_config, save_checkpoint
+from unimm.device import check_generation_memory, parse_device
+from unimm.drawing import StepHook, read_prompts
+from unimm.errors import LatentsError, UserError
+from unimm.fingerprint import latent_space_id
+from unimm.generation import (
+    Generation,
+    Stopwatch,
+    decode_latents,
+    draw_pictures,
+    encode_pixels,
+)
+from unimm.image import images_to_pixels, pixels_to_images
+from unimm.locate import locate_model
+from unimm.model import UniMM
+from unimm.options import GenerationOptions, TextOptions, VerifierName, check_text, resolve
+from unimm.reader import Reader
+from unimm.session import ChatSession, Picture
+from unimm.tokenizer import decode_text, load_tokenizer
+from unimm.verify import build_verifier, verifier_sequence
+
+Progress = Callable[[int, int], None]
+"""Called with (denoising steps done, of all); may raise to stop the work."""
+
+
+class Pipeline:
+    """A model with its tokenizer, ready to use.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        space: Identifier of its latent space; computed from the encoder when None.
+        card: Its model card.
+    """
+
+    def __init__(
+        self,
+        model: UniMM,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        space: str | None = None,
+        card: str = "# A unimm model\n",
+    ) -> None:
+        self.model = model.eval()
+        self.reader = Reader(model, ChatTemplate(tokenizer, model.config.chat))
+        self.space = space or latent_space_id(model)
+        self.card = card
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Load a model.
+
+        Args:
+            name: A directory or hub id; None for the small model in the package.
+            device: Where to run, such as ``cpu`` or ``cuda:0``.
+            dtype: Of parameters and matrix products, whatever the files hold.
+
+        Raises:
+            CheckpointError: There is no such model, or its files are incomplete or corrupt.
+            UserError: The device is unknown, or the model does not fit into its memory.
+        """
+        target = parse_device(device)
+        directory = locate_model(name)
+        config, space = read_config(directory)
+        tokenizer = load_tokenizer(directory)
+        model = load_model(directory, config, device=target, dtype=dtype)
+        card = directory / "README.md"
+        text = card.read_text(encoding="utf-8") if card.is_file() else "# A unimm model\n"
+        return cls(model, tokenizer, space=space or None, card=text)
+
+    def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write the model into a directory, whole or not at all.
+
+        Args:
+            directory: Where; one that exists is replaced.
+            dtype: Store the weights in this type; as they are when None.
+        """
+        save_checkpoint(
+            Path(directory),
+            self.model,
+            self.reader.template.tokenizer,
+            readme=self.card,
+            space=self.space,
+            dtype=dtype,
+        )
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """Tokens and channels of a picture's latents, (N, D)."""
+        latents = self.model.config.latents
+        return latents.num_tokens, latents.dim
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        options: GenerationOptions | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> list[Generation]:
+        """Draw a picture for each prompt: the best of ``options.best_of`` candidates.
+
+        Args:
+            prompts: One prompt or several; its position is part of a prompt's seeds.
+            options: How to draw.
+            progress: See :data:`Progress`.
+
+        Raises:
+            UserError: A prompt is empty, no text or too long, or there is too little memory.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        chosen = resolve(options or GenerationOptions(), self.model.config.sampling)
+        for prompt in prompts:
+            self._check_prompt(prompt, chosen.verifier)
+        check_generation_memory(self.model, len(prompts) * chosen.best_of, chosen.batch_size)
+        on_step = _count_steps(progress, len(prompts) * chosen.best_of * chosen.num_steps)
+        size = exact_batch_size(chosen.batch_size, self.model.device, self.model.dtype)
+        generations: list[Generation] = []
+        for group in batched(prompts, max(1, size // chosen.best_of)):
+            watch = Stopwatch(self.model.device)
+            with watch.phase("prompt"):
+                tasks = read_prompts(
+                    self.reader, group, first_index=len(generations), batch_size=size
+                )
+            generations += draw_pictures(self.reader, tasks, chosen, watch, on_step=on_step)
+        return generations
+
+    def chat(
+        self, options: GenerationOptions | None = None, text_options: TextOptions | None = None
+    ) -> ChatSession:
+        """Return a new conversation."""
+        return ChatSession(
+            self.reader,
+            options=resolve(options or GenerationOptions(), self.model.config.sampling),
+            text_options=text_options or TextOptions(),
+            encode=self.latents_of,
+        )
+
+    def ask(self, picture: Picture, question: str, options: TextOptions | None = None) -> str:
+        """Return the model's answer to a question about a picture."""
+        return self.ask_many([picture], [question], options)[0]
+
+    @torch.no_grad()
+    def ask_many(
+        self,
+        pictures: Sequence[Picture],
+        questions: Sequence[str],
+        options: TextOptions | None = None,
+        *,
+        batch_size: int = 32,
+    ) -> list[str]:
+        """Return the answers to one question about each picture, in batches."""
+        if len(pictures) != len(questions):
+            raise UserError(f"got {len(pictures)} pictures for {len(questions)} questions")
+        template = self.reader.template
+        for question in questions:
+            check_text("question", question)
+            self.reader.check_prompt(question, template.ask(question))
+        answers: list[str] = []
+        for chunk in batched(list(zip(pictures, questions, strict=True)), batch_size):
+            latents = self.latents_of([picture for picture, _ in chunk])
+            images = latents.to(self.model.device, self.model.dtype)
+            state = self.reader.read([template.ask(question) for _, question in chunk], images)
+            written = self.reader.write(state, options or TextOptions())
+            answers += [decode_text(template.tokenizer, tokens).strip() for tokens in written]
+        return answers
+
+    def verify(
+        self,
+        prompt: str,
+        pictures: Sequence[Picture] | Tensor,
+        *,
+        verifier: VerifierName | None = None,
+        batch_size: int = 32,
+    ) -> list[float]:
+        """Return how well each picture matches the prompt, as natural-log odds."""
+        name = verifier or self.model.config.sampling.verifier
+        check_text("prompt", prompt)
+        self.reader.check_prompt(prompt, verifier_sequence(name, self.reader, prompt))
+        latents = self.latents_of(pictures)
+        scores = build_verifier(name, self.reader, batch_size=batch_size).score(prompt, latents)
+        return [float(score) for score in scores]
+
+    def latents_of(self, pictures: Sequence[Picture] | Tensor) -> Float[Tensor, "K N D"]:
+        """Return the latents of images, and latents as they are, on the CPU in float32.
+
+        Raises:
+            LatentsError: A tensor has not the shape of this model's latents.
+        """
+        if not len(pictures):
+            raise UserError("there is no picture to look at; give at least one")
+        return torch.stack(
+            [
+                self._check_latents(picture)
+                if isinstance(picture, Tensor)
+                else self.encode([picture])[0]
+                for picture in pictures
+            ]
+        )
+
+    def encode(self, images: Sequence[Image.Image]) -> Float[Tensor, "B N D"]:
+        """Return the latents of images, scaled and cropped to the model's square."""
+        size = self.model.config.latents.image_size
+        return encode_pixels(self.model, images_to_pixels(images, size=size))
+
+    def decode(self, latents: Float[Tensor, "B N D"]) -> Float[Tensor, "B 3 height width"]:
+        """Return the pixels of latents, RGB in [0, 1]."""
+        return decode_latents(self.model, torch.stack([self._check_latents(x) for x in latents]))
+
+    def decode_images(self, latents: Float[Tensor, "B N D"]) -> list[Image.Image]:
+        """Return the pictures of latents."""
+        return pixels_to_images(self.decode(latents))
+
+    def _check_latents(self, latents: Tensor) -> Float[Tensor, "N D"]:
+        if tuple(latents.shape) != self.latent_shape:
+            raise LatentsError(
+                f"latents of a picture must have shape {self.latent_shape}, got "
+                f"{tuple(latents.shape)}; they belong to another latent space than {self.space}"
+            )
+        return latents.float().cpu()
+
+    def _check_prompt(self, prompt: str, verifier: VerifierName) -> None:
+        check_text("prompt", prompt)
+        self.reader.check_prompt(
+            prompt,
+            self.reader.template.draw(prompt),
+            verifier_sequence(verifier, self.reader, prompt),
+        )
+
+
+def _count_steps(progress: Progress | None, total: int) -> StepHook | None:
+    if progress is None:
+        return None
+    done = 0
+
+    def on_step(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    return on_step

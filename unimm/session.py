@@ -1,0 +1,235 @@
+"""A conversation in which the model itself decides when to draw, and sees what it drew.
+
+Shape legend:
+    N latent tokens      D latent channels
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from unimm.chat import QuerySegment, Segment, TextSegment
+from unimm.drawing import StepHook
+from unimm.errors import UserError
+from unimm.generation import Generation, Stopwatch, draw_pictures
+from unimm.language import State
+from unimm.options import ResolvedOptions, TextOptions, check_text
+from unimm.reader import Reader, choose_tokens
+from unimm.search import DrawingTask
+from unimm.tokenizer import decode_text
+
+MAX_PICTURES = 4
+"""Most pictures in one reply; a model that wants more is going round in circles."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """More text of the reply."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PictureStarted:
+    """The model has decided to draw; its picture follows."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFinished:
+    """A picture of the reply."""
+
+    generation: Generation
+
+
+Picture = Image.Image | Tensor
+"""A picture as a model can look at it: an image, or its latents (N, D)."""
+
+Event = TextDelta | PictureStarted | PictureFinished
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the model answered.
+
+    Args:
+        text: All its text.
+        generations: The pictures it drew, in order.
+    """
+
+    text: str
+    generations: tuple[Generation, ...]
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        return tuple(generation.image for generation in self.generations)
+
+
+class ChatSession:
+    """A conversation. Each turn is read once: keys and values of earlier turns are kept.
+
+    The model sees a picture of its own in the turn after it, as latents that were never decoded.
+    A turn that fails or is abandoned leaves the conversation as it was.
+
+    Args:
+        reader: Model and chat template.
+        options: How pictures are drawn.
+        text_options: How text is written.
+        encode: Makes latents of pictures, (I, N, D).
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        options: ResolvedOptions,
+        text_options: TextOptions,
+        encode: Callable[[Sequence[Picture]], Tensor],
+    ) -> None:
+        self.reader = reader
+        self._encode = encode
+        self.options = options
+        self.text_options = text_options
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self._state: State | None = None
+        self._pictures: list[Float[Tensor, "N D"]] = []
+        self.num_drawn = 0
+        self.num_turns = 0
+
+    @property
+    def length(self) -> int:
+        """Positions of the model's context in use."""
+        return self._state.length if self._state else 0
+
+    def send(
+        self,
+        text: str,
+        pictures: Sequence[Picture] = (),
+        *,
+        on_step: StepHook | None = None,
+    ) -> Reply:
+        """Say something and return the whole reply.
+
+        Args:
+            text: What to say.
+            pictures: Images or latents to show with it.
+            on_step: Called after every denoising step.
+        """
+        events = list(self.stream(text, pictures, on_step=on_step))
+        return Reply(
+            text="".join(event.text for event in events if isinstance(event, TextDelta)),
+            generations=tuple(e.generation for e in events if isinstance(e, PictureFinished)),
+        )
+
+    @torch.no_grad()
+    def stream(
+        self,
+        text: str,
+        pictures: Sequence[Picture] = (),
+        *,
+        on_step: StepHook | None = None,
+    ) -> Iterator[Event]:
+        """Say something and yield the reply as it comes; arguments as in :meth:`send`."""
+        check_text("message", text)
+        shown = [*self._pictures, *(self._encode(pictures) if pictures else ())]
+        state = self._read_turn(text, shown)
+        reply = _Reply(self, text, state, on_step=on_step)
+        yield from reply.events()
+        self._state = reply.state
+        self._pictures = [picture.latents for picture in reply.generations]
+        self.num_drawn += len(reply.generations)
+        self.num_turns += 1
+
+    def _read_turn(self, text: str, shown: Sequence[Tensor]) -> State:
+        template = self.reader.template
+        # The model's own end of turn has not been read yet.
+        after = [TextSegment((template.turn_end_id,))] if self._state else []
+        turn = template.say(text, num_images=len(shown), after=after)
+        self.check_room(self.length, turn)
+        model = self.reader.model
+        images = torch.stack(list(shown)).to(model.device, model.dtype) if shown else None
+        return self.reader.read([turn], images, after=self._state)
+
+    def check_room(self, length: int, segments: Sequence[Segment]) -> None:
+        """Raise UserError unless the segments and one more position fit into the context."""
+        context = self.reader.model.lm.context_length
+        needed = length + self.reader.length(segments) + 1
+        if needed > context:
+            raise UserError(
+                f"the conversation needs {needed} positions, the model's context has {context}; "
+                f"start a new conversation or say less"
+            )
+
+
+class _Reply:
+    """One reply while it is being made."""
+
+    def __init__(
+        self, session: ChatSession, text: str, state: State, *, on_step: StepHook | None
+    ) -> None:
+        self.session = session
+        self.prompt = text
+        self.state = state
+        self.on_step = on_step
+        self.generations: list[Generation] = []
+        self.token_ids: list[int] = []
+        self.shown = ""
+
+    def events(self) -> Iterator[Event]:
+        reader, options = self.session.reader, self.session.text_options
+        template, lm = reader.template, reader.model.lm
+        generator = torch.Generator().manual_seed(options.seed + self.session.num_turns)
+        for _ in range(options.max_new_tokens):
+            if self.state.length >= lm.context_length:
+                break
+            token = int(choose_tokens(lm.logits(self.state.last), options, generator))
+            if token in (template.turn_end_id, template.pad_id):
+                break
+            if token == template.image_start_id:
+                if len(self.generations) == MAX_PICTURES:
+                    break
+                yield PictureStarted(self.session.num_drawn + len(self.generations))
+                yield PictureFinished(self._draw())
+                continue
+            self.token_ids.append(token)
+            yield from self._text()
+            self._read((TextSegment((token,)),))
+        yield from self._text(last=True)
+
+    def _text(self, *, last: bool = False) -> Iterator[TextDelta]:
+        """Yield what has become readable; a character may need several tokens."""
+        text = decode_text(self.session.reader.template.tokenizer, self.token_ids)
+        if (last or not text.endswith("\N{REPLACEMENT CHARACTER}")) and text != self.shown:
+            delta, self.shown = text.removeprefix(self.shown), text
+            yield TextDelta(delta)
+
+    def _draw(self) -> Generation:
+        session = self.session
+        template, model = session.reader.template, session.reader.model
+        segments = (TextSegment((template.image_start_id,)), QuerySegment())
+        session.check_room(self.state.length, [*segments, TextSegment((template.image_end_id,))])
+        watch = Stopwatch(model.device)
+        with watch.phase("prompt"):
+            self._read(segments)
+        task = DrawingTask(
+            index=session.num_drawn + len(self.generations),
+            prompt=self.prompt,
+            states=self.state.hidden[0, -model.config.num_queries :],
+        )
+        (generation,) = draw_pictures(
+            session.reader, [task], session.options, watch, on_step=self.on_step
+        )
+        self.generations.append(generation)
+        self._read((TextSegment((template.image_end_id,)),))
+        return generation
+
+    def _read(self, segments: Sequence[Segment]) -> None:
+        self.state = self.session.reader.read([segments], after=self.state)
