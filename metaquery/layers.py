@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from metaquery.attention import attend
 from metaquery.rope import rotate
 
 NormKind = Literal["rms", "layer"]
@@ -99,19 +100,6 @@ def build_head_norm(kind: NormKind, head_dim: int) -> nn.Module:
     return RMSNorm(head_dim) if kind == "rms" else nn.LayerNorm(head_dim)
 
 
-def attend(
-    query: Float[Tensor, "B heads N d"],
-    key: Float[Tensor, "B heads N d"],
-    value: Float[Tensor, "B heads N d"],
-) -> Float[Tensor, "B heads N d"]:
-    """Return softmax attention without a mask."""
-    if value.requires_grad and value.device.type == "cpu" and value.dtype == torch.bfloat16:
-        # torch 2.13's fused bfloat16 backward on CPU is 5 times slower than three plain steps.
-        logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        return logits.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
-    return F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value)
-
-
 class Attention(nn.Module):
     """Bidirectional multi-head attention with optional QK norm and rotary positions."""
 
@@ -134,6 +122,7 @@ class Attention(nn.Module):
         query, key = self.q_norm(query), self.k_norm(key)
         if rope is not None:
             query, key = rotate(query, rope), rotate(key, rope)
+        query, key = query.to(value.dtype), key.to(value.dtype)  # norms may return float32
         attended = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         return self.out(attended.transpose(1, 2).flatten(2))
 

@@ -1,0 +1,2 @@
+from tests.parity.harness import Check
+CHECKS: dict[str, Check] = {}
