@@ -1,0 +1,92 @@
+"""What every training run is configured by, whatever it trains."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule: warm up, stay, decay.
+
+    Args:
+        lr: Peak learning rate.
+        part_lr: Peak learning rate of single parts of the model, by name, where it differs.
+        betas: AdamW's moment decays.
+        eps: AdamW's denominator floor.
+        weight_decay: Decoupled decay of matrices; vectors are never decayed.
+        grad_clip: Largest global gradient norm; 0 does not clip.
+        warmup_steps: Steps of linear warm-up from 0.
+        decay_share: Last share of all steps, in [0, 1], over which the rate falls to
+            ``final_lr_ratio``; 1 with ``cosine`` is the usual cosine schedule.
+        decay_shape: How it falls.
+        final_lr_ratio: Last learning rate over the peak.
+    """
+
+    lr: float = 1e-3
+    part_lr: dict[str, float] = field(default_factory=dict)
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    grad_clip: float = 1.0
+    warmup_steps: int = 200
+    decay_share: float = 0.2
+    decay_shape: Literal["linear", "cosine"] = "linear"
+    final_lr_ratio: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 <= self.decay_share <= 1:
+            raise ValueError(f"decay_share must be in [0, 1], got {self.decay_share}")
+        if self.warmup_steps < 0 or self.grad_clip < 0:
+            raise ValueError(
+                f"warmup_steps ({self.warmup_steps}) and grad_clip ({self.grad_clip}) "
+                f"must not be negative"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """How long a run is, where it writes, and what it runs on.
+
+    Args:
+        output_dir: Where checkpoints, metrics, pictures and the final model go.
+        num_steps: Optimiser steps in all; may be raised or lowered on resuming.
+        seed: Of the weights, the data and the noise.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: Of the weights and activations that a step computes with; the optimiser keeps
+            float32 master weights either way.
+        num_threads: CPU threads of a step; 0 leaves torch's choice.
+        num_workers: Processes that prepare batches; 0 prepares them in the main process.
+        ema_decay: Of the moving average of the weights; 0 keeps none.
+        log_every: Steps between lines of ``metrics.jsonl``.
+        save_every: Steps between checkpoints.
+        keep_last: Checkpoints that are kept.
+        sample_every: Steps between grids of sample pictures; 0 for none.
+        max_bad_steps: Steps in a row without a finite loss and gradient before the run stops.
+    """
+
+    output_dir: Path
+    num_steps: int
+    seed: int = 0
+    device: str = "cpu"
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    num_threads: int = 0
+    num_workers: int = 1
+    ema_decay: float = 0.0
+    log_every: int = 20
+    save_every: int = 500
+    keep_last: int = 2
+    sample_every: int = 500
+    max_bad_steps: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "log_every", "save_every", "keep_last", "max_bad_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("num_threads", "num_workers", "sample_every", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")

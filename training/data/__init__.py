@@ -1,0 +1,1 @@
+"""Training data: batches as pure functions of the step."""

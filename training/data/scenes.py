@@ -1,0 +1,132 @@
+"""Pictures, texts and conversations from the miniature world, as a pure function of the step."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from transformers import PreTrainedTokenizerFast
+
+from unimm.chat import ChatStyle, ChatTemplate, Segment
+from unimm.scenes import (
+    Grammar,
+    Prompt,
+    Scene,
+    dense_caption,
+    near_misses,
+    questions,
+    render_batch,
+    sample_prompt,
+    sample_scene,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSample:
+    """A picture's content and the prompt that it was made for."""
+
+    prompt: Prompt
+    scene: Scene
+
+
+def step_rng(seed: int, stream: int, step: int) -> np.random.Generator:
+    """Return the randomness of one step; streams of the same seed do not overlap."""
+    return np.random.default_rng([seed, stream, step])
+
+
+def sample_scenes(rng: np.random.Generator, grammar: Grammar, count: int) -> list[SceneSample]:
+    """Return training samples: skills in equal shares, held-out combinations never."""
+    prompts = [sample_prompt(rng, grammar) for _ in range(count)]
+    return [SceneSample(prompt, sample_scene(rng, grammar, prompt)) for prompt in prompts]
+
+
+def render_samples(samples: Sequence[SceneSample]) -> UInt8[Tensor, "B 3 height width"]:
+    """Return the samples' pictures."""
+    pictures = render_batch([sample.scene for sample in samples])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+
+def pixels_of(pictures: UInt8[Tensor, "B 3 height width"], dtype: torch.dtype) -> Tensor:
+    """Return pictures as floats in [0, 1]."""
+    return (pictures.float() / 255).to(dtype)
+
+
+def reading_conversation(
+    sample: SceneSample,
+    template: ChatTemplate,
+    rng: np.random.Generator,
+    grammar: Grammar,
+    *,
+    num_questions: int,
+) -> list[Segment]:
+    """Return turns about one picture: a caption or a question first, then more questions."""
+    asked = questions(sample.scene, sample.prompt, rng, grammar, num_questions)
+    pairs = [(question.question, question.answer) for question in asked]
+    if rng.random() < 0.5:
+        turns = template.describe(answer=dense_caption(sample.scene, rng))
+        pairs = pairs[1:]
+    else:
+        (question, answer), *pairs = pairs
+        turns = template.ask(question, answer=answer)
+    for question, answer in pairs:
+        turns = template.say(question, answer=answer, after=turns)
+    return turns
+
+
+@dataclass(frozen=True, slots=True)
+class MatchCase:
+    """A prompt and whether it is true of a picture."""
+
+    text: str
+    is_match: bool
+
+
+def match_case(
+    sample: SceneSample, rng: np.random.Generator, grammar: Grammar, *, true_share: float = 0.5
+) -> MatchCase:
+    """Return the picture's own prompt or a near miss of it."""
+    if rng.random() < true_share:
+        return MatchCase(sample.prompt.text, True)
+    wrong = near_misses(sample.prompt, sample.scene, rng, grammar)
+    if not wrong:
+        return MatchCase(sample.prompt.text, True)
+    return MatchCase(wrong[int(rng.random() * len(wrong))].text, False)
+
+
+def tokenizer_texts(grammar: Grammar, *, seed: int, count: int) -> Iterator[str]:
+    """Return texts of every kind that a model of this world reads and writes."""
+    rng = step_rng(seed, 99, 0)
+    for sample in sample_scenes(rng, grammar, count):
+        yield sample.prompt.text
+        yield dense_caption(sample.scene, rng)
+        for question in questions(sample.scene, sample.prompt, rng, grammar, 4):
+            yield f"{question.question}\n"
+            yield question.answer
+        yield "user\nmatch?"
+        yield "assistant\n"
+        yield "\ndescribe"
+
+
+def pad_token_ids(
+    rows: Iterable[Sequence[int]], *, length: int, pad_id: int
+) -> torch.Tensor:
+    """Return rows of tokens cut or padded on the right to one length, (B, length)."""
+    table = [[*row[:length], *[pad_id] * (length - len(row))] for row in rows]
+    return torch.tensor(table, dtype=torch.long)
+
+
+class CachedTemplate(ChatTemplate):
+    """A chat template that remembers the tokens of texts: the world's texts are few and recur."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, style: ChatStyle) -> None:
+        self._tokens: dict[str, tuple[int, ...]] = {}
+        super().__init__(tokenizer, style)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        tokens = self._tokens.get(text)
+        if tokens is None:
+            tokens = self._tokens[text] = super().encode(text)
+        return tokens

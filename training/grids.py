@@ -1,0 +1,40 @@
+"""Grids of pictures that show how far a run is."""
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unimm.image import pixels_to_images
+
+_GAP_PX = 2
+
+
+def reconstruction_grid(originals: Tensor, decoded: Tensor, *, columns: int = 8) -> Image.Image:
+    """Return pairs of rows: pictures above, what the decoder made of them below.
+
+    Args:
+        originals: (B, 3, S, S) in [0, 1].
+        decoded: (B, 3, T, T) in [0, 1]; scaled to the originals' size.
+        columns: Pictures in a row.
+    """
+    if decoded.shape != originals.shape:
+        decoded = torch.nn.functional.interpolate(decoded, size=originals.shape[-2:])
+    pairs = zip(originals.split(columns), decoded.split(columns), strict=True)
+    rows = [row for pair in pairs for row in pair]
+    return _paste([pixels_to_images(row) for row in rows])
+
+
+def picture_grid(pixels: Tensor, *, columns: int = 8) -> Image.Image:
+    """Return pictures row by row."""
+    return _paste([pixels_to_images(row) for row in pixels.split(columns)])
+
+
+def _paste(rows: list[list[Image.Image]]) -> Image.Image:
+    width, height = rows[0][0].size
+    grid = Image.new(
+        "RGB", (len(rows[0]) * (width + _GAP_PX), len(rows) * (height + _GAP_PX)), "white"
+    )
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            grid.paste(picture, (x * (width + _GAP_PX), y * (height + _GAP_PX)))
+    return grid

@@ -1,0 +1,94 @@
+"""What a run reports: a line of JSON, TensorBoard scalars, a progress bar."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch.utils.tensorboard import SummaryWriter
+
+from unimm.files import atomic_write
+
+
+class Reporter:
+    """Write metrics of steps; use as a context manager.
+
+    Args:
+        run_dir: Holds ``metrics.jsonl`` and ``tensorboard/``.
+        start: Steps already done; later lines of an interrupted run are dropped.
+        num_steps: Steps in all, for the progress bar.
+    """
+
+    def __init__(self, run_dir: Path, *, start: int, num_steps: int) -> None:
+        self._path = run_dir / "metrics.jsonl"
+        _drop_after(self._path, start)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start)  # type: ignore[no-untyped-call]
+        self._clock = time.perf_counter()
+        self._samples = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(file=sys.stderr),
+        )
+        self._task = self._progress.add_task("training", total=num_steps, completed=start)
+
+    def count(self, num_samples: int) -> None:
+        """Note that a step over ``num_samples`` samples is done."""
+        self._samples += num_samples
+        self._progress.advance(self._task)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Write the metrics after ``step`` steps, with the throughput since the last line."""
+        now = time.perf_counter()
+        speed = {"samples_per_s": self._samples / max(now - self._clock, 1e-9)}
+        self._clock, self._samples = now, 0
+        line = {"step": step, **values, **speed}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in line.items():
+            self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        self._progress.update(self._task, description=f"loss {values.get('loss', 0):.4f}")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+        self._file.close()
+        self._board.close()  # type: ignore[no-untyped-call]
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Remove lines of steps that will be done again, and a half-written last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue
+    with atomic_write(path) as file:
+        file.write("".join(line + "\n" for line in kept).encode())

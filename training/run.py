@@ -1,0 +1,95 @@
+"""From a recipe to a finished run: the only place that knows all stages."""
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, assert_never, get_args
+
+import torch
+
+from unimm.config_io import apply_override, from_dict, read_tree
+from unimm.errors import ConfigError, UserError
+
+from .config import RunConfig
+from .loop import Stage, train
+
+StageName = Literal["vision", "decoder", "joint"]
+
+
+def run_recipe(path: Path, overrides: Sequence[str]) -> Path:
+    """Train what a recipe describes and return the directory of the final model.
+
+    Raises:
+        ConfigError: A key is unknown or a value is wrong; nothing was started.
+        UserError: The device is not there.
+    """
+    tree = read_tree(path)
+    for override in overrides:
+        apply_override(tree, override)
+    name = tree.pop("stage", None)
+    if name not in get_args(StageName):
+        raise ConfigError(f"{path}: stage must be one of {get_args(StageName)}, got {name!r}")
+    try:
+        config = from_dict(_config_class(name), tree)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    prepare_machine(config.run)
+    return train(_build(name, config), config.run, config.optimizer, config)
+
+
+def _config_class(name: StageName) -> type[Any]:
+    match name:
+        case "vision":
+            from .stages.vision import VisionConfig
+
+            return VisionConfig
+        case "decoder":
+            from .stages.decoder import DecoderConfig
+
+            return DecoderConfig
+        case "joint":
+            from .stages.joint import JointConfig
+
+            return JointConfig
+        case _:
+            assert_never(name)
+
+
+def _build(name: StageName, config: Any) -> Stage:
+    torch.manual_seed(config.run.seed)  # the initial weights; everything later draws explicitly
+    match name:
+        case "vision":
+            from .stages.vision import VisionStage
+
+            return VisionStage(config)
+        case "decoder":
+            from .stages.decoder import DecoderStage
+
+            return DecoderStage(config)
+        case "joint":
+            from .stages.joint import JointStage
+
+            return JointStage(config)
+        case _:
+            assert_never(name)
+
+
+def prepare_machine(run: RunConfig) -> None:
+    """Set threads and the C allocator, and check that the device exists."""
+    if run.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"run.device is {run.device!r}, but torch sees no GPU; use run.device=cpu")
+    if run.num_threads:
+        torch.set_num_threads(run.num_threads)
+    if run.device == "cpu" and sys.platform == "linux":
+        _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory: giving it back makes every step fault its pages in anew."""
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_* in malloc.h
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc only
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(top_pad, 2**28)
+        libc.mallopt(mmap_max, 0)

@@ -1,0 +1,1 @@
+"""What can be trained: each stage has a config, a loss and an export."""
