@@ -21,6 +21,7 @@ env: $(STAMP)  ## Create the environment in .venv, or reuse it
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo "needs Python 3.11 to 3.13; name one with: make PYTHON=python3.12" >&2; exit 1; }
+	@echo 'Installing into $(VENV): one to three minutes.'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[$(EXTRAS)]' --group dev

@@ -6,12 +6,16 @@ torch and transformers are imported inside the commands, so that help is quick.
 
 import sys
 from collections.abc import Sequence
+from traceback import walk_tb
 
 import typer
 
 from unimm.cli.app import app
 from unimm.cli.output import report_error
 from unimm.errors import UnimmError, UserError
+
+_APPLICATIONS = ("training", "eval", "serving")
+OUR_PACKAGES = {"metaquery", "unimm", *_APPLICATIONS, *(f"unimm_{name}" for name in _APPLICATIONS)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -20,7 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command line and return its exit status; a bug's exception passes through."""
+    """Run the command line and return its exit status; a bug's exception passes through.
+
+    In our packages a ValueError means the caller's mistake; one from another library is a bug.
+    """
     try:
         status = app(args=list(arguments), prog_name="unimm", standalone_mode=False)
     except typer.TyperException as error:
@@ -32,6 +39,11 @@ def run(arguments: Sequence[str]) -> int:
     except UnimmError as error:
         report_error(str(error))
         return 1
+    except ValueError as error:
+        if not raised_by_us(error):
+            raise
+        report_error(str(error))
+        return 2
     except (KeyboardInterrupt, typer.Abort):
         report_error("interrupted")
         return 130
@@ -39,4 +51,27 @@ def run(arguments: Sequence[str]) -> int:
         # The reader of our output left, as `head` does; a later flush must not complain again.
         sys.stdout = sys.stderr
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        report_error(
+            f"not enough memory: {error}; lower --best-of, use --dtype bfloat16, or close programs"
+        )
+        return 2
     return status if isinstance(status, int) else 0
+
+
+def raised_by_us(error: BaseException) -> bool:
+    """Tell whether an exception was raised in a package of ours, not in a library under it."""
+    *_, (frame, _) = walk_tb(error.__traceback__)
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return package in OUR_PACKAGES
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that memory ran out; torch has no type of its own on CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )

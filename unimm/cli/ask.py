@@ -30,7 +30,7 @@ def ask(
         source = read_input(image)
         with working("loading the model", quiet=as_json):
             pipeline = load_pipeline(model, device=device, dtype=dtype)
-        answer = pipeline.ask(as_model_input(source, space=pipeline.space_id), question)
+        answer = pipeline.ask(as_model_input(source, space=pipeline.space), question)
     if as_json:
         print_json({"image": str(image), "question": question, "answer": answer})
     else:

@@ -1,5 +1,7 @@
 """``unimm chat``: a conversation in the terminal, with pictures both ways."""
 
+import contextlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,7 +17,9 @@ from unimm.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from unimm.generation import Generation
     from unimm.pipeline import Pipeline
+    from unimm.session import ChatSession
 
 COMMANDS = {
     "/image FILE": "show the model a picture with your next message",
@@ -27,12 +31,16 @@ COMMANDS = {
 
 
 def chat(
+    *,
     pictures: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR", help="Where pictures are saved.", show_default="pictures-DATE-TIME"
         ),
     ] = None,
+    best_of: Annotated[
+        int, typer.Option("--best-of", "-n", metavar="N", help="Candidates of each picture.")
+    ] = 1,
     seed: Annotated[int, typer.Option(metavar="I", help="Same seed, same pictures.")] = 0,
     model: ModelOption = None,
     device: DeviceOption = "cpu",
@@ -47,30 +55,42 @@ def chat(
     folder = pictures or Path(f"pictures-{datetime.now():%Y%m%d-%H%M%S}")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"cannot save pictures in {folder}: it is a file")
+    from unimm.options import GenerationOptions
+
+    options = GenerationOptions(best_of=best_of, seed=seed)
     with working("loading the model"):
         pipeline = load_pipeline(model, device=device, dtype=dtype)
-    stderr.print("Say what to draw or ask. /help lists the commands.", style="dim")
-    converse(Conversation(pipeline=pipeline, folder=folder, seed=seed), _read_line)
+        session = pipeline.chat(options)
+    stderr.print("Say what to draw, or ask. /help lists the commands.", style="dim")
+    converse(Conversation(pipeline=pipeline, session=session, folder=folder), read_line)
 
 
 @dataclass(kw_only=True, slots=True)
 class Conversation:
-    """One terminal conversation: the session, its history, and the pictures not yet sent."""
+    """One terminal conversation.
+
+    Attributes:
+        pipeline: The model.
+        session: What the model remembers.
+        folder: Where its pictures are saved.
+        attached: Pictures that go with the next message.
+        history: What was said, one entry a line.
+        num_saved: Pictures saved so far.
+    """
 
     pipeline: "Pipeline"
+    session: "ChatSession"
     folder: Path
-    seed: int = 0
     attached: "list[Image]" = field(default_factory=list)
     history: list[str] = field(default_factory=list)
-    saved: int = 0
-    session: object = None
+    num_saved: int = 0
 
 
-def converse(conversation: Conversation, read_line: Callable[[], str]) -> None:
-    """Answer lines until they end or one says /quit."""
+def converse(conversation: Conversation, next_line: Callable[[], str]) -> None:
+    """Answer lines until there are no more or one says /quit."""
     while True:
         try:
-            line = read_line().strip()
+            line = next_line().strip()
         except EOFError:
             return
         if line == "/quit":
@@ -81,34 +101,58 @@ def converse(conversation: Conversation, read_line: Callable[[], str]) -> None:
             elif line:
                 _answer(conversation, line)
         except UserError as error:
-            # A slip in one message must not end the conversation.
+            # A slip in one message does not end the conversation.
             stderr.print(f"unimm: {error}", style="red", markup=False)
 
 
+def read_line() -> str:
+    """Return the next line of the person, with editing and history at a terminal.
+
+    Raises:
+        EOFError: There is none.
+    """
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (gives input() line editing and history)
+    return input("> ")
+
+
 def _answer(conversation: Conversation, text: str) -> None:
-    if conversation.session is None:
-        conversation.session = conversation.pipeline.chat(seed=conversation.seed)
-    with working("thinking"):
-        reply = conversation.session.send(text, images=tuple(conversation.attached))
+    from unimm.session import PictureFinished, PictureStarted, TextDelta
+
+    conversation.history.append(f"you: {text}")
+    said = ""
+    for event in conversation.session.stream(text, conversation.attached):
+        match event:
+            case TextDelta(text=delta):
+                stdout.print(delta, end="", markup=False)
+                said += delta
+            case PictureStarted():
+                stderr.print("drawing ...", style="dim")
+            case PictureFinished(generation=generation):
+                path = _save(conversation, generation)
+                stdout.print(f"[picture {path}]", markup=False)
+                conversation.history.append(f"model: [picture {path}]")
+    if said:
+        stdout.print()
+        conversation.history.append(f"model: {said}")
     conversation.attached.clear()
-    conversation.history += [f"you: {text}", f"model: {reply.text}"]
-    if reply.text:
-        stdout.print(reply.text, markup=False)
-    for image in reply.images:
-        path = _save(conversation, image, text)
-        conversation.history.append(f"model: [picture {path}]")
-        stdout.print(f"[picture] {path}", markup=False)
 
 
-def _save(conversation: Conversation, image: "Image", prompt: str) -> Path:
+def _save(conversation: Conversation, generation: "Generation") -> Path:
     from unimm.files import check_writable
     from unimm.image import save_png
 
     conversation.folder.mkdir(parents=True, exist_ok=True)
-    conversation.saved += 1
-    path = conversation.folder / f"{conversation.saved:03d}.png"
+    conversation.num_saved += 1
+    path = conversation.folder / f"{conversation.num_saved:03d}.png"
     check_writable(path)
-    save_png(image, path, text={"prompt": prompt, "seed": str(conversation.seed)})
+    notes = {"prompt": generation.prompt, "seed": str(generation.seed)}
+    save_png(generation.image, path, text=notes)
     return path
 
 
@@ -121,7 +165,7 @@ def _obey(conversation: Conversation, line: str) -> None:
         case "/history":
             stdout.print("\n".join(conversation.history) or "nothing yet", markup=False)
         case "/reset":
-            conversation.session = None
+            conversation.session.reset()
             conversation.history.clear()
             conversation.attached.clear()
             stdout.print("forgotten", markup=False)
@@ -138,18 +182,3 @@ def _attach(conversation: Conversation, argument: str) -> None:
         raise UserError("name a picture: /image FILE")
     conversation.attached.append(read_image(Path(argument).expanduser()))
     stdout.print(f"{argument} goes with your next message", markup=False)
-
-
-def _read_line() -> str:
-    import sys
-
-    if not sys.stdin.isatty():
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        return line
-    import contextlib
-
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (gives input() line editing and history)
-    return input("> ")

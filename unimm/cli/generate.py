@@ -1,6 +1,5 @@
 """``unimm generate``: a prompt to a picture."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,25 +15,20 @@ from unimm.cli.options import (
     png_path,
     safetensors_path,
 )
-from unimm.cli.output import print_json, stdout, stdout_kept_clean, warn, working
+from unimm.cli.output import print_json, progress_bar, stdout, stdout_kept_clean, warn, working
 
 if TYPE_CHECKING:
-    from unimm.pipeline import Generation, GenerationOptions, Pipeline
+    from unimm.generation import Generation
+    from unimm.pipeline import Pipeline
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw.")],
     *,
     best_of: Annotated[
-        int | None,
-        typer.Option(
-            "--best-of",
-            "-n",
-            metavar="N",
-            help="Draw N candidates, keep the best.",
-            show_default="1",
-        ),
-    ] = None,
+        int,
+        typer.Option("--best-of", "-n", metavar="N", help="Draw N candidates, keep the best."),
+    ] = 1,
     steps: Annotated[
         int | None, typer.Option(metavar="S", help="Sampler steps.", show_default="the model's")
     ] = None,
@@ -77,17 +71,21 @@ def generate(
     sheet = png_path(sheet) if sheet else None
     save_latents = safetensors_path(save_latents) if save_latents else None
     with stdout_kept_clean():
-        options = _options(best_of=best_of, steps=steps, guidance_scale=guidance_scale, seed=seed)
+        from unimm.options import GenerationOptions
+
+        options = GenerationOptions(
+            best_of=best_of, num_steps=steps, guidance_scale=guidance_scale, seed=seed
+        )
         with working("loading the model", quiet=as_json):
             pipeline = load_pipeline(model, device=device, dtype=dtype)
         warn_if_unknown(pipeline, prompt)
-        with working(f"drawing {options.best_of} candidates", quiet=as_json):
-            (generation,) = pipeline.generate(prompt, options)
+        with progress_bar(f"drawing {options.best_of}", quiet=as_json) as progress:
+            (generation,) = pipeline.generate(prompt, options, progress=progress)
         decodes = write_results(
-            pipeline, generation, options, out=out, sheet=sheet, save_latents=save_latents
+            pipeline, generation, out=out, sheet=sheet, save_latents=save_latents
         )
     document = generation_document(
-        generation, options, image=out, latents=save_latents, pixel_decodes=decodes
+        generation, image=out, latents=save_latents, pixel_decodes=decodes
     )
     if as_json:
         print_json(document)
@@ -103,20 +101,20 @@ def default_path(prompt: str, seed: int) -> Path:
 
 def warn_if_unknown(pipeline: "Pipeline", prompt: str) -> None:
     """Warn when the model was trained on a closed language and the prompt lies outside it."""
-    if pipeline.grammar is None:
+    grammar = pipeline.model.config.grammar
+    if grammar is None:
         return
-    from unimm.scenes import parse_prompt
+    from unimm.scenes import Grammar, parse_prompt
 
     try:
-        parse_prompt(prompt, pipeline.grammar)
+        parse_prompt(prompt, Grammar.from_dict(grammar))
     except ValueError as error:
-        warn(f"this model has not learned such a prompt, expect little: {error}")
+        warn(f"this model has not learned such a prompt, expect little of it: {error}")
 
 
 def write_results(
     pipeline: "Pipeline",
     generation: "Generation",
-    options: "GenerationOptions",
     *,
     out: Path,
     sheet: Path | None,
@@ -128,11 +126,11 @@ def write_results(
     from unimm.image import contact_sheet, save_png
     from unimm.latents_file import save_latents as write_latents
 
-    notes = {"prompt": generation.prompt, "seed": str(options.seed)}
+    notes = {"prompt": generation.prompt, "seed": str(generation.seed)}
     decodes = generation.pixel_decodes
     save_png(generation.image, out, text={**notes, "candidate": str(generation.chosen)})
     if save_latents:
-        write_latents(save_latents, generation.latents[None], space=pipeline.space_id, notes=notes)
+        write_latents(save_latents, generation.latents[None], space=pipeline.space, notes=notes)
     if sheet:
         candidates = generation.candidates
         images = pipeline.decode_images(torch.stack([one.latents for one in candidates]))
@@ -145,7 +143,6 @@ def write_results(
 
 def generation_document(
     generation: "Generation",
-    options: "GenerationOptions",
     *,
     image: Path,
     latents: Path | None,
@@ -154,7 +151,7 @@ def generation_document(
     """Return the JSON document of a generation."""
     return {
         "prompt": generation.prompt,
-        "seed": options.seed,
+        "seed": generation.seed,
         "chosen": generation.chosen,
         "candidates": [
             {
@@ -174,25 +171,14 @@ def generation_document(
     }
 
 
-def _options(
-    *, best_of: int | None, steps: int | None, guidance_scale: float | None, seed: int
-) -> "GenerationOptions":
-    from unimm.pipeline import GenerationOptions
-
-    given = {"best_of": best_of, "num_steps": steps, "guidance_scale": guidance_scale}
-    return replace(
-        GenerationOptions(seed=seed),
-        **{key: value for key, value in given.items() if value is not None},
-    )
-
-
 def _print_summary(document: dict[str, Any], sheet: Path | None) -> None:
     candidates = document["candidates"]
     (chosen,) = [one for one in candidates if one["index"] == document["chosen"]]
     seconds = sum(document["seconds"].values())
     stdout.print(document["image"], markup=False)
+    score = _score_text(chosen["score"])
     stdout.print(
-        f"  candidate {chosen['index']} of {len(candidates)}, score {_score_text(chosen['score'])}, "
+        f"  candidate {chosen['index']} of {len(candidates)}, score {score}, "
         f"{document['nfe']} denoiser evaluations, {seconds:.1f} s",
         style="dim",
         markup=False,

@@ -35,13 +35,15 @@ def info(
 
 def info_document(model: str | None, pipeline: "Pipeline") -> dict[str, Any]:
     """Return the JSON document that describes a model."""
+    from unimm.model import PARTS
+
     parts = {
-        name: sum(parameter.numel() for parameter in part.parameters())
-        for name, part in pipeline.parts.items()
+        name: sum(parameter.numel() for parameter in pipeline.model.part(name).parameters())
+        for name in PARTS
     }
     return {
         "model": model or "the small model of the package",
-        "latent_space": pipeline.space_id,
+        "latent_space": pipeline.space,
         "parts": [
             {"name": name, "parameters": count, "bytes": _bytes(count)}
             for name, count in parts.items()

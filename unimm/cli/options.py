@@ -42,26 +42,15 @@ def parse_dtype(name: str) -> "torch.dtype":
     return known[name]
 
 
-def parse_device(name: str) -> "torch.device":
-    """Return the device of that name; ``auto`` is the GPU where there is one.
-
-    Raises:
-        UserError: There is no such device on this machine.
-    """
+def pick_device(name: str) -> str:
+    """Return the device of that name; ``auto`` is the GPU where there is one."""
     import torch
 
-    present = [*(f"cuda:{index}" for index in range(torch.cuda.device_count())), "cpu"]
-    if torch.backends.mps.is_available():
-        present.insert(0, "mps")
-    if name == "auto":
-        return torch.device(present[0])
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or (str(device) not in present and f"{device}:0" not in present):
-        raise UserError(f"unknown device {name!r}; this machine has {', '.join(present)}")
-    return device
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def load_pipeline(model: str | None, *, device: str, dtype: str) -> "Pipeline":
@@ -70,10 +59,10 @@ def load_pipeline(model: str | None, *, device: str, dtype: str) -> "Pipeline":
     Raises:
         UserError: The device, dtype or model cannot be used.
     """
-    where, precision = parse_device(device), parse_dtype(dtype)
+    precision = parse_dtype(dtype)
     from unimm.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(model, device=where, dtype=precision)
+    return Pipeline.from_pretrained(model, device=pick_device(device), dtype=precision)
 
 
 def parse_prompt_argument(prompt: str) -> str:

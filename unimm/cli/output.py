@@ -3,7 +3,7 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import typer
@@ -53,15 +53,22 @@ def working(message: str, *, quiet: bool = False) -> Iterator[None]:
         yield
 
 
-def progress_bar(*, quiet: bool = False) -> Progress:
-    """Return a progress bar on stderr that shows only where a person is watching."""
-    return Progress(
+@contextlib.contextmanager
+def progress_bar(message: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on stderr while the block runs, if a person is watching.
+
+    Yields:
+        A function to call with the steps done and all steps.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    hidden = quiet or not stderr.is_terminal
+    with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
+        *columns,
         TimeElapsedColumn(),
         console=stderr,
         transient=True,
-        disable=quiet or not stderr.is_terminal,
-    )
+        disable=hidden,
+    ) as progress:
+        task = progress.add_task(message, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -39,7 +39,7 @@ def verify(
         sources = [read_input(file) for file in files]
         with working("loading the model", quiet=as_json):
             pipeline = load_pipeline(model, device=device, dtype=dtype)
-        inputs = [as_model_input(source, space=pipeline.space_id) for source in sources]
+        inputs = [as_model_input(source, space=pipeline.space) for source in sources]
         scores = pipeline.verify(prompt, inputs)
     rows = [{"file": str(file), "score": score} for file, score in zip(files, scores, strict=True)]
     if as_json:

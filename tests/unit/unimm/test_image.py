@@ -28,7 +28,7 @@ def gradient(width: int = 12, height: int = 8) -> Image.Image:
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     content = io.BytesIO()
-    image.save(content, kind, **options)  # type: ignore[arg-type]
+    image.save(content, kind, **options)
     return content.getvalue()
 
 
