@@ -1,0 +1,27 @@
+"""Latent spaces: images to the tokens that the language model reads and the DiT draws, and back."""
+
+from unimm.latents.decoder import RAEDecoder, RAEDecoderConfig
+from unimm.latents.space import (
+    Latents,
+    LatentSpace,
+    LatentSpaceConfig,
+    PatchLatents,
+    Pixels,
+    build_latent_space,
+    check_pixels,
+)
+from unimm.latents.statistics import LatentStatistics, WelfordAccumulator
+
+__all__ = [
+    "LatentSpace",
+    "LatentSpaceConfig",
+    "LatentStatistics",
+    "Latents",
+    "PatchLatents",
+    "Pixels",
+    "RAEDecoder",
+    "RAEDecoderConfig",
+    "WelfordAccumulator",
+    "build_latent_space",
+    "check_pixels",
+]

@@ -1,0 +1,151 @@
+"""The latent space shared by understanding and generation.
+
+Shape legend:
+    B batch      N latent tokens      D latent channels
+"""
+
+from dataclasses import dataclass, field
+from math import isqrt
+from typing import Any, Literal, Protocol, assert_never, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unimm.latents.decoder import RAEDecoderConfig
+
+Pixels = Float[Tensor, "B 3 height width"]
+Latents = Float[Tensor, "B N D"]
+
+
+@runtime_checkable
+class LatentSpace(Protocol):
+    """Images to standardised latent tokens and back.
+
+    Pixels are RGB in [0, 1]. Latents are row-major tokens of about zero mean and
+    unit variance: the only form of latents outside this package.
+    """
+
+    image_size: int
+    num_tokens: int
+    dim: int
+
+    def encode(self, pixels: Pixels) -> Latents: ...
+
+    def decode(self, latents: Latents) -> Pixels: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentSpaceConfig:
+    """Which latent space to use and its size.
+
+    Args:
+        kind: ``siglip2`` for real models; ``patches`` is an exact linear stand-in
+            that needs no weights, for tests.
+        image_size: Side of the square picture that the encoder reads, in pixels.
+        patch_size: Side of one token's patch, in pixels; divides ``image_size``.
+        tower: Hugging Face vision config (``hidden_size``, ``num_hidden_layers``, ...)
+            of the ``siglip2`` tower; its ``hidden_size`` is the latent dim.
+        image_mean: Per-channel mean that the tower's pixels are centred by.
+        image_std: Per-channel deviation that they are divided by.
+        decoder: The pixel decoder; None for a space that only reads.
+    """
+
+    kind: Literal["siglip2", "patches"] = "siglip2"
+    image_size: int = 224
+    patch_size: int = 14
+    tower: dict[str, Any] = field(default_factory=dict)
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    decoder: RAEDecoderConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.patch_size < 1 or self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size ({self.image_size}) must be divisible by "
+                f"patch_size ({self.patch_size})"
+            )
+        if self.decoder is not None and self.kind == "siglip2":
+            self._check_decoder(self.decoder)
+
+    def _check_decoder(self, decoder: RAEDecoderConfig) -> None:
+        if decoder.latent_dim != self.dim:
+            raise ValueError(
+                f"the decoder reads {decoder.latent_dim} channels but the tower gives {self.dim}; "
+                f"this decoder belongs to another encoder"
+            )
+
+    @property
+    def dim(self) -> int:
+        """Channels of one latent token, D."""
+        if self.kind == "patches":
+            return 3 * self.patch_size**2
+        return int(self.tower.get("hidden_size", 1152))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per picture, N: a square grid."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+class PatchLatents(nn.Module):
+    """Latents that are the pixels themselves, rescaled to about unit variance."""
+
+    def __init__(self, image_size: int, patch_size: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.num_tokens = (image_size // patch_size) ** 2
+        self.dim = 3 * patch_size**2
+
+    def encode(self, pixels: Pixels) -> Latents:
+        check_pixels(pixels, self.image_size)
+        patch = self.patch_size
+        tokens = torch.nn.functional.unfold(pixels, patch, stride=patch)  # (B, D, N)
+        return (tokens.mT - 0.5) / 0.25
+
+    def decode(self, latents: Latents) -> Pixels:
+        patch, size = self.patch_size, self.image_size
+        tokens = (latents * 0.25 + 0.5).mT  # (B, D, N)
+        return torch.nn.functional.fold(tokens, (size, size), patch, stride=patch).clamp(0, 1)
+
+
+def build_latent_space(config: LatentSpaceConfig) -> "nn.Module & LatentSpace":  # type: ignore[valid-type]
+    """Return the latent space that ``config`` names, with freshly initialised weights."""
+    match config.kind:
+        case "patches":
+            return PatchLatents(config.image_size, config.patch_size)
+        case "siglip2":
+            from unimm.latents.siglip2 import SiglipLatents  # imports transformers
+
+            return SiglipLatents(config)
+        case _:
+            assert_never(config.kind)
+
+
+def check_pixels(pixels: Tensor, image_size: int) -> None:
+    """Raise ValueError unless ``pixels`` is a batch this space can encode."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise ValueError(
+            f"pixels must have shape (batch, 3, height, width), got {tuple(pixels.shape)}"
+        )
+    if pixels.shape[-2:] != (image_size, image_size):
+        height, width = pixels.shape[-2:]
+        raise ValueError(
+            f"pixels must be {image_size} x {image_size}, got {height} x {width}; "
+            f"resize with unimm.image first"
+        )
+    if not pixels.is_floating_point():
+        raise ValueError(
+            f"pixels must be floats in [0, 1], got {pixels.dtype}; divide by 255 first"
+        )
+
+
+def check_latents(latents: Tensor, num_tokens: int, dim: int) -> None:
+    """Raise ValueError unless ``latents`` is a batch of this space."""
+    if latents.ndim != 3 or latents.shape[1:] != (num_tokens, dim):
+        side = isqrt(num_tokens)
+        raise ValueError(
+            f"latents must have shape (batch, {num_tokens}, {dim}), a {side} x {side} grid, "
+            f"got {tuple(latents.shape)}; they belong to another latent space"
+        )
