@@ -73,13 +73,15 @@ def x_0_to_velocity(
     return (x_t - x_0) / _per_sample(t, x_t).clamp(min=min_time)
 
 
-def dimension_shift(num_tokens: int, channels: int) -> float:
+def dimension_shift(num_tokens: int, channels: int, base_dim: int = BASE_DIM) -> float:
     """Return the shift that keeps the signal-to-noise ratio of a larger latent.
 
     sqrt(N * D / 4096): the resolution shift of Esser et al. 2024
     (arXiv:2403.03206), counting channels too as RAE does (arXiv:2510.11690).
+    Latents that say little with many channels want a smaller ``base_dim``: noise
+    hides their content only near t = 1, and there the time must be spent.
     """
-    return sqrt(num_tokens * channels / BASE_DIM)
+    return sqrt(num_tokens * channels / base_dim)
 
 
 def shift_time(t: Tensor, shift: float) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from metaquery.connector import Connector, ConnectorConfig
 from metaquery.dit import DiT, DiTConfig
 from metaquery.flow import (
+    BASE_DIM,
     Latents,
     TimeDistribution,
     Times,
@@ -37,14 +38,15 @@ class GeneratorConfig:
         time_distribution: Of training times, before the shift.
         condition_dropout: Share of training samples whose condition becomes the
             learned null, so that classifier-free guidance is possible.
-        shift: Timestep shift; 0 takes sqrt(tokens * channels / 4096).
+        base_dim: Latent size at which the timestep shift is 1; the shift is
+            sqrt(tokens * channels / base_dim).
     """
 
     connector: ConnectorConfig
     dit: DiTConfig
     time_distribution: TimeDistribution = "logit_normal"
     condition_dropout: float = 0.1
-    shift: float = 0.0
+    base_dim: int = BASE_DIM
 
     def __post_init__(self) -> None:
         if self.connector.out_dim != self.dit.cond_dim:
@@ -54,8 +56,8 @@ class GeneratorConfig:
             )
         if not 0 <= self.condition_dropout < 1:
             raise ValueError(f"condition_dropout must be in [0, 1), got {self.condition_dropout}")
-        if self.shift < 0:
-            raise ValueError(f"shift must be positive, or 0 for the default, got {self.shift}")
+        if self.base_dim < 1:
+            raise ValueError(f"base_dim must be at least 1, got {self.base_dim}")
         if self.time_distribution not in get_args(TimeDistribution):
             allowed = ", ".join(get_args(TimeDistribution))
             raise ValueError(
@@ -65,7 +67,8 @@ class GeneratorConfig:
     @property
     def timestep_shift(self) -> float:
         """The shift in use."""
-        return self.shift or dimension_shift(self.dit.num_latent_tokens, self.dit.latent_dim)
+        dit = self.dit
+        return dimension_shift(dit.num_latent_tokens, dit.latent_dim, self.base_dim)
 
 
 class LatentGenerator(nn.Module):
