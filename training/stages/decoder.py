@@ -1,0 +1,119 @@
+"""Stage (b): the pixel decoder alone, on frozen latents with noise (RAE, arXiv:2510.11690).
+
+Shape legend:
+    B batch      N latent tokens      D latent channels
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from unimm.checkpoint import load_model, read_config, save_checkpoint
+from unimm.scenes import Grammar
+from unimm.tokenizer import load_tokenizer
+
+from ..config import OptimizerConfig, RunConfig
+from ..data.scenes import pixels_of, render_samples, sample_scenes, step_rng
+from ..engine import LocalEngine
+from ..grids import reconstruction_grid
+from ..loop import LossReport
+from ..optimizer import ParameterGroup, parameter_groups
+
+STREAM = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderConfig:
+    """A run of the decoder stage.
+
+    Args:
+        run: Length, place, machine.
+        init: Model directory of the vision stage.
+        optimizer: AdamW and its schedule.
+        batch_size: Pictures a step.
+        max_noise: Largest standard deviation of the noise on latents; a picture's is uniform
+            below it, so that the decoder also reads what a sampler leaves imperfect.
+        clean_share: Share of pictures whose latents get no noise.
+        l1_weight: Of the mean absolute error.
+        l2_weight: Of the mean squared error.
+    """
+
+    run: RunConfig
+    init: Path
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    batch_size: int = 128
+    max_noise: float = 0.5
+    clean_share: float = 0.5
+    l1_weight: float = 1.0
+    l2_weight: float = 10.0
+
+
+class DecoderStage:
+    """Train the decoder of a model whose tower stays as it is."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        self.config = config
+        self.device = torch.device(config.run.device)
+        stored, _ = read_config(config.init)
+        self.tokenizer = load_tokenizer(config.init)
+        self.model = load_model(
+            config.init, stored, device=self.device, dtype=torch.float32
+        ).to(getattr(torch, config.run.precision))
+        decoder = self.model.latents.decoder
+        if decoder is None:
+            raise ValueError(f"{config.init} has no pixel decoder to train")
+        self.decoder = decoder.requires_grad_(True).train()
+        self.grammar = Grammar.from_dict(stored.grammar or {})
+
+    def groups(self) -> list[ParameterGroup]:
+        return parameter_groups({"decoder": list(self.decoder.parameters())})
+
+    def batch(self, step: int) -> Tensor:
+        rng = step_rng(self.config.run.seed, STREAM, step)
+        return render_samples(sample_scenes(rng, self.grammar, self.config.batch_size))
+
+    def loss(self, batch: Tensor, *, step: int, generator: Generator) -> LossReport:
+        config = self.config
+        pixels = pixels_of(batch.to(self.device), self.model.dtype)
+        with torch.no_grad():
+            latents = self.model.latents.encode(pixels)
+        shape = (len(latents), 1, 1)
+        scale = torch.rand(shape, generator=generator, device=self.device) * config.max_noise
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        num_clean = round(config.clean_share * len(latents))
+        scale[:num_clean] = 0
+        noised = latents + (scale * noise).to(latents.dtype)
+        error = self.model.latents.decode_unclamped(noised).float() - pixels.float()
+        squared = error.square()
+        l1, l2 = error.abs().mean(), squared.mean()
+        parts = {"l1": l1, "l2": l2}
+        if num_clean:
+            parts["psnr_db"] = -10 * squared[:num_clean].detach().mean().log10()
+        return LossReport(config.l1_weight * l1 + config.l2_weight * l2, parts, len(latents))
+
+    def before_step(self, step: int, engine: LocalEngine) -> None:
+        """Nothing to do between steps."""
+
+    @torch.no_grad()
+    def sample_grid(self, step: int) -> Image.Image:
+        rng = step_rng(self.config.run.seed, STREAM + 100, 0)
+        pictures = render_samples(sample_scenes(rng, self.grammar, 32)).to(self.device)
+        pixels = pixels_of(pictures, self.model.dtype)
+        return reconstruction_grid(
+            pixels, self.model.latents.decode(self.model.latents.encode(pixels))
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is nothing beyond the engine's state."""
+
+    def export(self, directory: Path) -> None:
+        save_checkpoint(
+            directory, self.model, self.tokenizer, readme="Decoder stage: see the vision stage.\n"
+        )

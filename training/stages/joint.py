@@ -1,0 +1,298 @@
+"""Stage (c): language model, queries, connector and DiT learn together to draw and to read.
+
+The loss is 2.0 x flow matching + cross-entropy, as Scale-RAE's (arXiv:2601.16208). The yes/no
+branch also sees what the generator makes, with the exact detector's verdict as the answer.
+
+Shape legend:
+    B batch      N latent tokens      D latent channels      P prompts      K pictures of a prompt
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from unimm.checkpoint import load_model, read_config, save_checkpoint
+from unimm.config import UniMMConfig
+from unimm.config_io import from_dict, to_dict
+from unimm.layout import Layout
+from unimm.model import UniMM
+from unimm.scenes import Grammar, Prompt, load_prompts, sample_prompt
+from unimm.tokenizer import load_tokenizer
+
+from ..config import OptimizerConfig, RunConfig
+from ..data.joint import (
+    REPLY,
+    JointBatch,
+    JointBatchConfig,
+    first_pictures,
+    joint_batch,
+    matching_layout,
+    tile_states,
+)
+from ..data.scenes import CachedTemplate, pixels_of, render_samples, sample_scenes, step_rng
+from ..engine import LocalEngine
+from ..fast_norm import use_fast_norms
+from ..grids import picture_grid
+from ..loop import LossReport
+from ..optimizer import ParameterGroup, parameter_groups
+from .bank import PictureBank, judge_latents
+
+STREAM = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BankConfig:
+    """How the verifier's examples are drawn.
+
+    Args:
+        start: First step that draws pictures to judge.
+        every: Steps between draws.
+        batch_size: Pictures drawn each time; a quarter as many noised true ones are added.
+        capacity: Pictures kept.
+        rows: Matching rows of a training step that come from the bank.
+        num_steps: Sampler steps.
+        guidance_scales: Guidance of a draw, each in turn.
+    """
+
+    start: int = 1000
+    every: int = 40
+    batch_size: int = 96
+    capacity: int = 4096
+    rows: int = 24
+    num_steps: int = 12
+    guidance_scales: tuple[float, ...] = (1.5, 2.5, 3.5)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JointConfig:
+    """A run of the joint stage.
+
+    Args:
+        run: Length, place, machine.
+        init: Model directory of the stage before.
+        model: Overrides of the stage before's configuration: generator, sampling, chat.
+        optimizer: AdamW and its schedule.
+        batch: What a step is made of.
+        bank: Generated pictures for the verifier.
+        flow_weight: Of the flow-matching loss.
+        reading_weight: Of the cross-entropy on captions, answers and replies.
+        matching_weight: Of the cross-entropy on yes and no.
+        read_noise: Largest standard deviation of noise on latents that are read.
+    """
+
+    run: RunConfig
+    init: Path
+    model: dict[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    batch: JointBatchConfig = field(default_factory=JointBatchConfig)
+    bank: BankConfig = field(default_factory=BankConfig)
+    flow_weight: float = 2.0
+    reading_weight: float = 1.0
+    matching_weight: float = 1.0
+    read_noise: float = 0.3
+
+
+class JointStage:
+    """Train everything but the latent space."""
+
+    def __init__(self, config: JointConfig) -> None:
+        self.config = config
+        self.device = torch.device(config.run.device)
+        self.unimm = build_model(config)
+        self.model = self.unimm
+        self.unimm.to(self.device, getattr(torch, config.run.precision))
+        self.unimm.train_only(["language", "queries", "projector", "generator"])
+        use_fast_norms(self.unimm.language)
+        self.grammar = Grammar.from_dict(self.unimm.config.grammar or {})
+        self.tokenizer = load_tokenizer(config.init)
+        self.template = CachedTemplate(self.tokenizer, self.unimm.config.chat)
+        self.bank = PictureBank(config.bank.capacity)
+        self.drawn_right = float("nan")
+        self.auroc = float("nan")
+
+    def groups(self) -> list[ParameterGroup]:
+        return parameter_groups(self.unimm.parameter_groups())
+
+    def batch(self, step: int) -> JointBatch:
+        return joint_batch(
+            step,
+            seed=self.config.run.seed,
+            config=self.config.batch,
+            grammar=self.grammar,
+            template=self.template,
+            model=self.unimm,
+        )
+
+    def loss(self, batch: JointBatch, *, step: int, generator: Generator) -> LossReport:
+        config, sizes = self.config, self.config.batch
+        with torch.no_grad():
+            pixels = pixels_of(batch.pictures.to(self.device), self.unimm.dtype)
+            latents = self.unimm.latents.encode(pixels)  # (P*K + R, N, D)
+        num_drawn = sizes.num_prompts * sizes.pictures_per_prompt
+        drawn, read = latents.split([num_drawn, sizes.reading_rows])
+        layout = batch.drawing.to(self.device)
+        firsts = self._noised(first_pictures(drawn, sizes), generator)
+        hidden = self.unimm(layout, firsts)
+        states = tile_states(self.unimm.query_states(hidden, layout), sizes.pictures_per_prompt)
+        flow = self.unimm.generator.loss(states, drawn, generator=generator)
+        replies, matching = self._drawing_losses(hidden, layout)
+        reading = self._reading_loss(batch.reading.to(self.device), self._noised(read, generator))
+        judged = self._bank_loss(step)
+        loss = (
+            config.flow_weight * flow
+            + config.reading_weight * (reading + 0.1 * replies)
+            + config.matching_weight * (matching + (judged if judged is not None else 0.0))
+        )
+        parts = {"flow": flow, "reading": reading, "replies": replies, "matching": matching}
+        if judged is not None:
+            parts["judged"] = judged
+            parts["drawn_right"] = torch.tensor(self.drawn_right)
+            parts["auroc"] = torch.tensor(self.auroc)
+        return LossReport(loss, parts, num_drawn)
+
+    def _noised(self, latents: Tensor, generator: Generator) -> Tensor:
+        shape = (len(latents), 1, 1)
+        scale = torch.rand(shape, generator=generator, device=self.device) * self.config.read_noise
+        noise = torch.randn(latents.shape, generator=generator, device=self.device)
+        return latents + (scale.square() * noise).to(latents.dtype)
+
+    def _drawing_losses(self, hidden: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropy of replies and of yes/no answers."""
+        losses, rows = self.unimm.token_losses(hidden, layout)
+        is_matching = rows >= self.config.batch.num_prompts
+        return losses[~is_matching].mean(), losses[is_matching].mean()
+
+    def _reading_loss(self, layout: Layout, latents: Tensor) -> Tensor:
+        hidden = self.unimm(layout, latents)
+        losses, _ = self.unimm.token_losses(hidden, layout)
+        return losses.mean()
+
+    def _bank_loss(self, step: int) -> Tensor | None:
+        if not len(self.bank):
+            return None
+        rng = step_rng(self.config.run.seed, STREAM + 1, step)
+        cases, latents = self.bank.draw(self.config.bank.rows, rng)
+        layout = self._matching(cases)
+        hidden = self.unimm(layout, latents.to(self.device, self.unimm.dtype))
+        losses, _ = self.unimm.token_losses(hidden, layout)
+        return losses.mean()
+
+    def _matching(self, cases: list[tuple[str, bool]]) -> Layout:
+        length = self.config.batch.drawing_length
+        return matching_layout(
+            cases, template=self.template, model=self.unimm, length=length
+        ).to(self.device)
+
+    def before_step(self, step: int, engine: LocalEngine) -> None:
+        """Draw pictures now and then, judge them, and keep them for the yes/no branch."""
+        bank = self.config.bank
+        if step < bank.start or step % bank.every:
+            return
+        rng = step_rng(self.config.run.seed, STREAM, step)
+        prompts = [sample_prompt(rng, self.grammar) for _ in range(bank.batch_size)]
+        generator = Generator(self.device).manual_seed(int(rng.integers(2**62)))
+        scale = bank.guidance_scales[(step // bank.every) % len(bank.guidance_scales)]
+        with engine.averaged(), torch.no_grad():
+            latents = self._draw(prompts, bank.num_steps, scale, generator)
+            verdicts = judge_latents(self.unimm.latents, prompts, latents)
+            self.auroc = area_under_roc(self._log_odds(prompts, latents), verdicts)
+            self.drawn_right = verdicts.float().mean().item()
+            self.bank.add([p.text for p in prompts], latents, verdicts)
+            self._add_noised(rng, generator, bank.batch_size // 4)
+
+    def _add_noised(self, rng: Any, generator: Generator, count: int) -> None:
+        """Add true pictures moved part of the way to noise, judged by what is left of them."""
+        samples = sample_scenes(rng, self.grammar, count)
+        pixels = pixels_of(render_samples(samples).to(self.device), self.unimm.dtype)
+        clean = self.unimm.latents.encode(pixels).float()
+        noise = torch.randn(clean.shape, generator=generator, device=self.device)
+        t = torch.rand((count, 1, 1), generator=generator, device=self.device) * 0.9
+        noised = torch.lerp(clean, noise, t)
+        prompts = [sample.prompt for sample in samples]
+        verdicts = judge_latents(self.unimm.latents, prompts, noised)
+        self.bank.add([p.text for p in prompts], noised, verdicts)
+
+    def _draw(
+        self, prompts: list[Prompt], num_steps: int, guidance_scale: float, generator: Generator
+    ) -> Tensor:
+        turns = [self.template.draw(prompt.text) for prompt in prompts]
+        layout = self.unimm.lay_out(turns, pad_id=self.template.pad_id).to(self.device)
+        states = self.unimm.query_states(self.unimm(layout), layout)
+        shape = (len(prompts), self.unimm.latents.num_tokens, self.unimm.latents.dim)
+        noise = torch.randn(shape, generator=generator, device=self.device)
+        return self.unimm.generator.sample(
+            states, noise=noise, num_steps=num_steps, guidance_scale=guidance_scale
+        )
+
+    def _log_odds(self, prompts: list[Prompt], latents: Tensor) -> Tensor:
+        layout = self._matching([(prompt.text, True) for prompt in prompts])
+        hidden = self.unimm(layout, latents.to(self.unimm.dtype))
+        rows, columns = (layout.labels[:, 1:] == self.template.yes_ids[0]).nonzero(as_tuple=True)
+        logits = self.unimm.lm.logits(hidden[rows, columns])
+        return logits[:, self.template.yes_ids[0]] - logits[:, self.template.no_ids[0]]
+
+    @torch.no_grad()
+    def sample_grid(self, step: int) -> Image.Image:
+        """Return a fixed set of frozen prompts, drawn from fixed noise."""
+        name = "small" if self.grammar == Grammar.small() else "full"
+        prompts = load_prompts(name, "train")[5::35][:16]
+        generator = Generator(self.device).manual_seed(0)
+        latents = self._draw(prompts, self.config.bank.num_steps, 2.5, generator)
+        return picture_grid(self.unimm.latents.decode(latents))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bank": self.bank.state_dict(), "seen": [self.drawn_right, self.auroc]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bank.load_state_dict(state["bank"])
+        self.drawn_right, self.auroc = state["seen"]
+
+    def export(self, directory: Path) -> None:
+        save_checkpoint(
+            directory, self.unimm, self.tokenizer, readme="Joint stage.\n", dtype=torch.bfloat16
+        )
+
+
+def build_model(config: JointConfig) -> UniMM:
+    """Return the model of the stage before, with this stage's overrides.
+
+    Parts whose shape an override changes keep their fresh initial weights.
+    """
+    stored, _ = read_config(config.init)
+    tree = _merged(to_dict(stored), config.model)
+    model_config = from_dict(UniMMConfig, tree)
+    model = UniMM(model_config, attention="eager")
+    before = load_model(config.init, stored, device=torch.device("cpu"), dtype=torch.float32)
+    kept = {k: v for k, v in before.state_dict().items() if not k.startswith("generator.")}
+    missing = set(model.load_state_dict(kept, strict=False).missing_keys)
+    untrained = {name for name in missing if not name.startswith("generator.")}
+    if untrained:
+        raise ValueError(f"{config.init} lacks {sorted(untrained)[:3]}; it is no such model")
+    return model
+
+
+def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(old, dict) and isinstance(value, Mapping)
+        merged[key] = _merged(old or {}, value) if both else value
+    return merged
+
+
+def area_under_roc(scores: Tensor, is_positive: Tensor) -> float:
+    """Return how often a right picture scores above a wrong one; NaN if either is missing."""
+    scores = scores.cpu()
+    right, wrong = scores[is_positive], scores[~is_positive]
+    if not len(right) or not len(wrong):
+        return float("nan")
+    difference = right[:, None] - wrong[None]
+    return ((difference > 0).float() + 0.5 * (difference == 0).float()).mean().item()
+
+
+__all__ = ["REPLY", "JointConfig", "JointStage", "area_under_roc", "build_model"]
