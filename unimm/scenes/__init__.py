@@ -1,5 +1,7 @@
 """The exact miniature world: prompts, pictures and questions whose answers can be checked."""
 
+from unimm.scenes.detect import UNKNOWN, Detection, detect, detect_background
+from unimm.scenes.frozen import load_prompts
 from unimm.scenes.grammar import SPLITS, Grammar, prompts, split_of
 from unimm.scenes.judge import Verdict, judge
 from unimm.scenes.negatives import near_misses
@@ -35,7 +37,9 @@ __all__ = [
     "SPLITS",
     "STYLES",
     "TEXTURES",
+    "UNKNOWN",
     "VOCABULARY",
+    "Detection",
     "Grammar",
     "ObjectSpec",
     "Prompt",
@@ -45,7 +49,10 @@ __all__ = [
     "Spec",
     "Verdict",
     "dense_caption",
+    "detect",
+    "detect_background",
     "judge",
+    "load_prompts",
     "match_question",
     "near_misses",
     "parse_prompt",

@@ -4,16 +4,15 @@ Each share is the rarest answer's probability over this answer's, over scenes of
 training prompts; 1 for the rarest answer.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from functools import cache
 
 from unimm.scenes.grammar import Grammar, prompts, textures_of
 from unimm.scenes.heldout import HELD_PAIRS
-from unimm.scenes.sample import EDGE_MARGIN
 from unimm.scenes.spec import SKILLS
 from unimm.scenes.text import PLACES
-from unimm.scenes.world import MAX_OBJECTS, PICTURE_SIZE, SIZES
+from unimm.scenes.world import EDGE_MARGIN, MAX_OBJECTS, PICTURE_SIZE, SIZES
 
 _ZERO_SHARE = 0.15
 """Share of the counts asked on counting pictures that ask for a shape that is not there."""
@@ -28,12 +27,12 @@ def _shares(probabilities: Mapping[str, float]) -> dict[str, float]:
 @cache
 def number_shares(grammar: Grammar) -> tuple[float, ...]:
     """Return shares by the number of objects, 0 to 5; 1 for numbers that training lacks."""
-    probabilities: Counter[int] = Counter()
+    probabilities: defaultdict[str, float] = defaultdict(float)
     pools = [pool for skill in SKILLS if (pool := prompts(grammar, skill))]
     for pool in pools:
         for prompt in pool:
-            probabilities[len(prompt.spec.objects)] += 1 / len(pool) / len(pools)
-    shares = _shares({str(n): p for n, p in probabilities.items()})
+            probabilities[str(len(prompt.spec.objects))] += 1 / len(pool) / len(pools)
+    shares = _shares(probabilities)
     return tuple(shares.get(str(n), 1.0) for n in range(MAX_OBJECTS + 1))
 
 

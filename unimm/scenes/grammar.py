@@ -58,7 +58,15 @@ class Grammar:
     @classmethod
     def full(cls) -> Self:
         """Return the whole world."""
-        return cls(**_WORLD, max_objects=MAX_OBJECTS)
+        return cls(
+            shapes=SHAPES,
+            colours=tuple(COLOURS),
+            sizes=tuple(SIZES),
+            textures=TEXTURES,
+            backgrounds=tuple(BACKGROUNDS),
+            styles=STYLES,
+            max_objects=MAX_OBJECTS,
+        )
 
     @classmethod
     def small(cls) -> Self:
@@ -87,7 +95,10 @@ class Grammar:
         names = [field.name for field in fields(cls)]
         if wrong := sorted(set(data) ^ set(names)):
             raise ValueError(f"a grammar has the keys {', '.join(names)}; check {', '.join(wrong)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
+        return cls(**values)
 
 
 def _check_words(name: str, words: object, known: tuple[str, ...]) -> None:
@@ -132,6 +143,23 @@ def prompts(grammar: Grammar, skill: str, split: str = "train") -> tuple[Prompt,
     if split not in SPLITS:
         raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
     return tuple(prompt for prompt in _all_prompts(grammar, skill) if split_of(prompt) == split)
+
+
+@cache
+def prompt_groups(
+    grammar: Grammar, skill: str, split: str = "train"
+) -> tuple[tuple[Prompt, ...], ...]:
+    """Return the prompts of a skill and split in groups that are drawn alike.
+
+    Position prompts without colours are one group, as in GenEval, and the hundred times more
+    numerous ones with colours another.
+    """
+    found = prompts(grammar, skill, split)
+    if skill != "position":
+        return (found,) if found else ()
+    plain = tuple(p for p in found if p.spec.objects[0].colour is None)
+    coloured = tuple(p for p in found if p.spec.objects[0].colour is not None)
+    return tuple(group for group in (plain, coloured) if group)
 
 
 @cache

@@ -79,7 +79,7 @@ def shape_mask(shape: str, size: str) -> Mask:
     axis = (np.arange(samples) + 0.5) / (samples / 2) - 1
     inside = _INSIDE[shape](*np.meshgrid(axis, axis))
     blocks = inside.reshape(width, _SUPERSAMPLING, width, _SUPERSAMPLING)
-    mask = blocks.mean(axis=(1, 3), dtype=np.float64).astype(np.float32)
+    mask: Mask = blocks.mean(axis=(1, 3), dtype=np.float64).astype(np.float32)
     mask.setflags(write=False)
     return mask
 

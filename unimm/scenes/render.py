@@ -62,7 +62,8 @@ def _draw(picture: Picture, scene: Scene) -> None:
 
 def render(scene: Scene) -> Picture:
     """Return the scene's picture, (64, 64, 3), RGB."""
-    return render_batch((scene,))[0]
+    picture: Picture = render_batch((scene,))[0]
+    return picture
 
 
 def render_batch(scenes: Sequence[Scene]) -> Picture:

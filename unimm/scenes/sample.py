@@ -9,10 +9,11 @@ from functools import cache
 
 import numpy as np
 
-from unimm.scenes.grammar import Grammar, prompts, textures_of
+from unimm.scenes.grammar import Grammar, prompt_groups, textures_of
 from unimm.scenes.heldout import HELD_ARRANGEMENTS, HELD_PAIRS
 from unimm.scenes.spec import SKILLS, ObjectSpec, Prompt
 from unimm.scenes.world import (
+    EDGE_MARGIN,
     OBJECT_GAP,
     OUTLINE,
     PICTURE_SIZE,
@@ -21,9 +22,6 @@ from unimm.scenes.world import (
     SceneObject,
     relation_between,
 )
-
-EDGE_MARGIN = 2
-"""Pixels between any object and the picture's edge; the detector reads the background there."""
 
 PROMPTED_MARGIN = 9
 """Margin of a relation that the prompt asks for; two pixels above what makes it true, so that a
@@ -40,23 +38,14 @@ def _prompt_pools(
 ) -> tuple[tuple[tuple[Prompt, ...], ...], ...]:
     """Return per skill the pools that are drawn alike (position: without and with colours)."""
     skills = SKILLS if skill is None else (skill,)
-    pools = []
-    for name in skills:
-        found = prompts(grammar, name, split)
-        if name != "position":
-            groups = [found]
-        else:
-            plain = tuple(p for p in found if p.spec.objects[0].colour is None)
-            groups = [plain, tuple(p for p in found if p.spec.objects[0].colour is not None)]
-        if kept := tuple(group for group in groups if group):
-            pools.append(kept)
+    pools = tuple(groups for name in skills if (groups := prompt_groups(grammar, name, split)))
     if not pools:
         raise ValueError(
             f"the grammar has no prompt of split {split!r}"
             + (f" and skill {skill!r}" if skill else "")
             + "; choose another split or skill"
         )
-    return tuple(pools)
+    return pools
 
 
 def sample_prompt(

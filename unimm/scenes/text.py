@@ -66,7 +66,7 @@ def dense_caption(scene: Scene, rng: np.random.Generator) -> str:
     A relation triple that is held out of training is never worded.
     """
     objects = list(scene.objects)
-    rng.shuffle(objects)  # type: ignore[arg-type]
+    rng.shuffle(objects)
     content = _related(objects) if len(objects) == 2 and rng.random() < 0.5 else None
     if content is None:
         placed = [f"{describe_object(one)} at the {place_of(one)}" for one in objects]

@@ -53,6 +53,9 @@ RELATION_MARGIN = 7
 OBJECT_GAP = 4
 """Fewest background pixels between two objects."""
 
+EDGE_MARGIN = 2
+"""Fewest pixels between an object and the picture's edge."""
+
 MAX_OBJECTS = 5
 
 OUTLINE = {
