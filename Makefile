@@ -10,10 +10,10 @@ SEED ?= 0
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env demo test lint format type contracts check clean
+.PHONY: help env demo test test-shapes lint format type contracts check clean
 
 help:  ## Show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 env: $(STAMP)  ## Create the environment in .venv, or reuse it
 
@@ -34,6 +34,10 @@ demo: env  ## Draw the best of eight pictures and print where it is
 
 test: env  ## Run every test that this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+test-shapes: env  ## Run the unit tests with every annotated shape checked
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q tests/unit \
+		--jaxtyping-packages=metaquery,unimm,beartype.beartype
 
 lint: env  ## Check style and formatting
 	$(BIN)/ruff check .
