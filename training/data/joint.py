@@ -21,15 +21,12 @@ from .scenes import (
 )
 
 STREAM = 3
-REPLY = "here it is."
-_REQUESTS = ("draw {}", "please draw {}", "show me {}", "can you draw {}?", "now draw {}")
+_REQUESTS = ("draw {}", "draw {}", "show me {}")
 _SMALL_TALK = (
-    ("hello", "hello! tell me what to draw."),
-    ("hi", "hello! tell me what to draw."),
-    ("what can you do?", "i draw small scenes of shapes, and i can answer questions about them."),
-    ("who are you?", "i am unimm. i draw in the space that i see in."),
-    ("thank you", "you are welcome."),
-    ("thanks", "you are welcome."),
+    ("hello", "hello! what picture?"),
+    ("hi", "hello! what picture?"),
+    ("what can you do?", "a picture of circles and squares"),
+    ("thanks", "ok"),
 )
 
 
@@ -50,12 +47,12 @@ class JointBatchConfig:
         chat_share: Share of reading rows that ask about a picture drawn in the turn before.
     """
 
-    num_prompts: int = 64
-    pictures_per_prompt: int = 4
-    reading_rows: int = 16
-    matching_rows: int = 32
-    reading_length: int = 112
-    drawing_length: int = 52
+    num_prompts: int = 32
+    pictures_per_prompt: int = 8
+    reading_rows: int = 8
+    matching_rows: int = 16
+    reading_length: int = 120
+    drawing_length: int = 58
     num_questions: int = 3
     request_share: float = 0.15
     chat_share: float = 0.3
@@ -107,7 +104,7 @@ def joint_batch(
         for prompt in prompts
         for _ in range(config.pictures_per_prompt)
     ]
-    drawing = [template.draw(request(p, rng, config.request_share), reply=REPLY) for p in prompts]
+    drawing = [template.draw(request(p, rng, config.request_share), reply=p.text) for p in prompts]
     firsts = drawn[:: config.pictures_per_prompt][: config.matching_rows]
     cases = [match_case(sample, rng, grammar) for sample in firsts]
     matching = [template.verify(case.text, answer=case.is_match) for case in cases]
@@ -163,12 +160,13 @@ def _chat_row(
 ) -> list[Segment]:
     """Return a chat: perhaps a greeting, a request, and a question about what was drawn."""
     turns: list[Segment] = []
-    if rng.random() < 0.3:
+    describes = rng.random() < 0.3
+    if not describes and rng.random() < 0.3:
         said, answer = _SMALL_TALK[int(rng.random() * len(_SMALL_TALK))]
         turns = template.say(said, answer=answer)
     text = request(sample.prompt, rng, 0.5)
-    turns = template.draw(text, reply=REPLY, after=turns)
-    if rng.random() < 0.3:
+    turns = template.draw(text, reply=sample.prompt.text, after=turns)
+    if describes:
         return template.ask("describe", answer=dense_caption(sample.scene, rng), after=turns)
     (asked,) = questions(sample.scene, sample.prompt, rng, grammar, 1)
     return template.ask(asked.question, answer=asked.answer, after=turns)

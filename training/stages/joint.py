@@ -26,7 +26,6 @@ from unimm.tokenizer import load_tokenizer
 
 from ..config import OptimizerConfig, RunConfig
 from ..data.joint import (
-    REPLY,
     JointBatch,
     JointBatchConfig,
     first_pictures,
@@ -63,7 +62,7 @@ class BankConfig:
     every: int = 40
     batch_size: int = 96
     capacity: int = 4096
-    rows: int = 24
+    rows: int = 16
     num_steps: int = 12
     guidance_scales: tuple[float, ...] = (1.5, 2.5, 3.5)
 
@@ -294,5 +293,3 @@ def area_under_roc(scores: Tensor, is_positive: Tensor) -> float:
     difference = right[:, None] - wrong[None]
     return ((difference > 0).float() + 0.5 * (difference == 0).float()).mean().item()
 
-
-__all__ = ["REPLY", "JointConfig", "JointStage", "area_under_roc", "build_model"]

@@ -1,0 +1,68 @@
+"""``unimm eval BENCHMARK``."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import typer
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", no_args_is_help=True)
+
+Part = Literal["reconstruction", "reading", "drawing"]
+
+
+@app.callback()
+def main() -> None:
+    """Measure a model's quality."""
+
+
+@app.command()
+def scenes(
+    model: Annotated[str | None, typer.Option(help="Directory; the small model if not given.")] = None,
+    part: Annotated[
+        list[Part] | None, typer.Option(help="What to measure; everything if not given.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Prompt lists: train, pair, count, relation.")
+    ] = None,
+    best_of: Annotated[int, typer.Option(min=1, help="Candidates of each prompt.")] = 16,
+    num_prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts of each list, spread over it; 553 is all.")
+    ] = 553,
+    num_pictures: Annotated[int, typer.Option(min=1, help="True pictures to read.")] = 1000,
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampler steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=1.0)] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option()] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    out: Annotated[Path | None, typer.Option(help="Write the JSON document here, too.")] = None,
+) -> None:
+    """Measure a model of the miniature world: encode-decode, questions, drawing, choosing.
+
+    **Example:** `unimm eval scenes --part drawing --split train --best-of 16`
+    """
+    from .scenes.run import Settings, measure  # imports torch
+
+    settings = Settings(
+        model=model,
+        parts=tuple(part or get_args(Part)),
+        splits=tuple(split or ("train", "pair", "count", "relation")),
+        best_of=best_of,
+        num_prompts=num_prompts,
+        num_pictures=num_pictures,
+        num_steps=steps,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    results = measure(settings)
+    document = json.dumps({"settings": dataclasses.asdict(settings), **results}, indent=2)
+    if out:
+        from unimm.files import atomic_write
+
+        with atomic_write(out) as file:
+            file.write(document.encode() + b"\n")
+    sys.stdout.write(document + "\n")

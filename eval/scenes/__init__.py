@@ -1,0 +1,1 @@
+"""Exact quality of a model of the miniature world: reconstruction, reading, drawing."""
