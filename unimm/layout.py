@@ -39,8 +39,8 @@ class Layout:
     token_ids: Int[Tensor, "B L"]
     mask: Bool[Tensor, "B L"]
     labels: Int[Tensor, "B L"]
-    image_index: Int[Tensor, "I*N"]
-    query_index: Int[Tensor, "A*Q"]
+    image_index: Int[Tensor, "image_positions"]
+    query_index: Int[Tensor, "query_positions"]
 
     def to(self, device: torch.device | str) -> Self:
         """Return the layout on another device."""
