@@ -20,7 +20,9 @@ def main() -> None:
 
 @app.command()
 def scenes(
-    model: Annotated[str | None, typer.Option(help="Directory; the small model if not given.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Directory; the small model if not given.")
+    ] = None,
     part: Annotated[
         list[Part] | None, typer.Option(help="What to measure; everything if not given.")
     ] = None,

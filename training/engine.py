@@ -46,7 +46,7 @@ class LocalEngine:
         self.config = config
         self.num_steps = num_steps
         self.ema_decay = ema_decay
-        self.parameters = [p for group in groups for p in group.parameters]
+        self.parameters: list[Tensor] = [p for group in groups for p in group.parameters]
         masters = [[_master(p) for p in group.parameters] for group in groups]
         self.masters = [master for members in masters for master in members]
         self.optimizer = build_adamw(groups, masters, config)

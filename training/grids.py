@@ -19,14 +19,14 @@ def reconstruction_grid(originals: Tensor, decoded: Tensor, *, columns: int = 8)
     """
     if decoded.shape != originals.shape:
         decoded = torch.nn.functional.interpolate(decoded, size=originals.shape[-2:])
-    pairs = zip(originals.split(columns), decoded.split(columns), strict=True)
+    pairs = zip(torch.split(originals, columns), torch.split(decoded, columns), strict=True)
     rows = [row for pair in pairs for row in pair]
     return _paste([pixels_to_images(row) for row in rows])
 
 
 def picture_grid(pixels: Tensor, *, columns: int = 8) -> Image.Image:
     """Return pictures row by row."""
-    return _paste([pixels_to_images(row) for row in pixels.split(columns)])
+    return _paste([pixels_to_images(row) for row in torch.split(pixels, columns)])
 
 
 def _paste(rows: list[list[Image.Image]]) -> Image.Image:

@@ -40,7 +40,9 @@ class LossReport:
 class Stage(Protocol):
     """What is trained: the model, its loss, its pictures and its export."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """All that is trained, exported or needed for the loss."""
 
     def groups(self) -> list[ParameterGroup]:
         """Return what is trained."""
@@ -98,9 +100,7 @@ def _run_steps(
     stage: Stage, engine: LocalEngine, reporter: Reporter, run: RunConfig, start: int
 ) -> None:
     bad_steps = 0
-    for step, batch in zip(
-        range(start, run.num_steps), _loader(stage, run, start), strict=True
-    ):
+    for step, batch in zip(range(start, run.num_steps), _loader(stage, run, start), strict=True):
         stage.before_step(step, engine)
         report = stage.loss(batch, step=step, generator=step_generator(run, step))
         done = engine.step(report.loss, step)

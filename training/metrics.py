@@ -34,7 +34,7 @@ class Reporter:
         self._path = run_dir / "metrics.jsonl"
         _drop_after(self._path, start)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start)
         self._clock = time.perf_counter()
         self._samples = 0
         self._progress = Progress(
@@ -61,7 +61,7 @@ class Reporter:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for name, value in line.items():
-            self._board.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._board.add_scalar(name, value, step)
         self._progress.update(self._task, description=f"loss {values.get('loss', 0):.4f}")
 
     def __enter__(self) -> Self:
@@ -76,7 +76,7 @@ class Reporter:
     ) -> None:
         self._progress.stop()
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 def _drop_after(path: Path, step: int) -> None:

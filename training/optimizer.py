@@ -1,6 +1,6 @@
 """Parameter groups, AdamW and the learning-rate schedule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import cos, pi
 
@@ -18,11 +18,11 @@ class ParameterGroup:
     parameters: tuple[nn.Parameter, ...]
 
 
-def parameter_groups(parts: Mapping[str, Sequence[nn.Parameter]]) -> list[ParameterGroup]:
+def parameter_groups(
+    parts: Iterable[tuple[str, Sequence[nn.Parameter]]],
+) -> list[ParameterGroup]:
     """Return the parts that have something to train, in a fixed order."""
-    trained = {
-        part: tuple(p for p in parameters if p.requires_grad) for part, parameters in parts.items()
-    }
+    trained = {part: tuple(p for p in parameters if p.requires_grad) for part, parameters in parts}
     return [ParameterGroup(part, parameters) for part, parameters in trained.items() if parameters]
 
 

@@ -1,7 +1,7 @@
 """Gate 3: does the model draw what it is asked for, and choose well among its candidates?"""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,7 +68,7 @@ class Drawing:
 
 def draw_outcomes(
     pipeline: Pipeline,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt],
     options: GenerationOptions,
     *,
     group_size: int = 16,
@@ -90,7 +90,7 @@ def draw_outcomes(
             )
 
 
-def summarise(outcomes: list[PromptOutcome], *, singles: int = 4) -> Drawing:
+def summarise(outcomes: Sequence[PromptOutcome], *, singles: int = 4) -> Drawing:
     """Return the figures of a list of outcomes."""
     n = len(outcomes[0].right)
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= n]

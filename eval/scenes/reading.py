@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from unimm.pipeline import Pipeline
 from unimm.scenes import Grammar, near_misses, questions
@@ -79,7 +80,7 @@ def balanced(outcomes: Iterable[tuple[str, str, bool]]) -> dict[str, float]:
 def _match_scores(
     pipeline: Pipeline,
     samples: list[TrueSample],
-    latents: list[object],
+    latents: list[Tensor],
     grammar: Grammar,
     rng: np.random.Generator,
 ) -> tuple[list[float], list[bool]]:
@@ -88,7 +89,7 @@ def _match_scores(
     truths: list[bool] = []
     for sample, latent in zip(samples, latents, strict=True):
         wrong = near_misses(sample.prompt, sample.scene, rng, grammar)
-        chosen = wrong[: 1] if not wrong else [wrong[int(rng.integers(len(wrong)))]]
+        chosen = wrong[:1] if not wrong else [wrong[int(rng.integers(len(wrong)))]]
         for prompt, is_true in [(sample.prompt, True), *((w, False) for w in chosen)]:
             scores += pipeline.verify(prompt.text, [latent], verifier="yes_no")
             truths.append(is_true)

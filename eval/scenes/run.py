@@ -1,6 +1,7 @@
 """All measurements of one model of the miniature world."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -65,7 +66,7 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def _measure_split(
-    pipeline: Pipeline, prompts: list[Prompt], settings: Settings, split: str
+    pipeline: Pipeline, prompts: Sequence[Prompt], settings: Settings, split: str
 ) -> dict[str, Any]:
     count = min(settings.num_prompts, len(prompts))
     spread = [prompts[i * len(prompts) // count] for i in range(count)]

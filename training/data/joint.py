@@ -146,9 +146,7 @@ def _reading_row(
     if draw < config.chat_share + 0.15:
         # The prompt as a description, so that its likelihood means something.
         return template.describe(answer=sample.prompt.text)
-    return reading_conversation(
-        sample, template, rng, grammar, num_questions=config.num_questions
-    )
+    return reading_conversation(sample, template, rng, grammar, num_questions=config.num_questions)
 
 
 def _chat_row(
@@ -178,13 +176,6 @@ def matching_layout(
     """Return yes/no rows for prompts and verdicts."""
     rows = [template.verify(text, answer=is_match) for text, is_match in cases]
     return model.lay_out(rows, pad_id=template.pad_id, length=length, padding_side="right")
-
-
-def pictures_split(batch: JointBatch, config: JointBatchConfig) -> tuple[int, int]:
-    """Return how many pictures are drawn and how many are read in conversations."""
-    drawn = config.num_prompts * config.pictures_per_prompt
-    assert len(batch.pictures) == drawn + config.reading_rows
-    return drawn, config.reading_rows
 
 
 def first_pictures(latents: Tensor, config: JointBatchConfig) -> Tensor:

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-
 from transformers import PreTrainedTokenizerFast
 
 from unimm.chat import ChatStyle, ChatTemplate, Segment
@@ -110,9 +109,7 @@ def tokenizer_texts(grammar: Grammar, *, seed: int, count: int) -> Iterator[str]
         yield "\ndescribe"
 
 
-def pad_token_ids(
-    rows: Iterable[Sequence[int]], *, length: int, pad_id: int
-) -> torch.Tensor:
+def pad_token_ids(rows: Iterable[Sequence[int]], *, length: int, pad_id: int) -> torch.Tensor:
     """Return rows of tokens cut or padded on the right to one length, (B, length)."""
     table = [[*row[:length], *[pad_id] * (length - len(row))] for row in rows]
     return torch.tensor(table, dtype=torch.long)

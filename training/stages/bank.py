@@ -48,8 +48,10 @@ class PictureBank:
         right = self.verdicts.nonzero().flatten().numpy()
         wrong = (~self.verdicts).nonzero().flatten().numpy()
         pools = [pool for pool in (right, wrong) if len(pool)]
-        chosen = [int(pools[i % len(pools)][rng.integers(len(pools[i % len(pools)]))])
-                  for i in range(count)]
+        chosen = [
+            int(pools[i % len(pools)][rng.integers(len(pools[i % len(pools)]))])
+            for i in range(count)
+        ]
         cases = [(self.prompts[i], bool(self.verdicts[i])) for i in chosen]
         return cases, self.latents[chosen]
 

@@ -60,9 +60,9 @@ class DecoderStage:
         self.device = torch.device(config.run.device)
         stored, _ = read_config(config.init)
         self.tokenizer = load_tokenizer(config.init)
-        self.model = load_model(
-            config.init, stored, device=self.device, dtype=torch.float32
-        ).to(getattr(torch, config.run.precision))
+        self.model = load_model(config.init, stored, device=self.device, dtype=torch.float32).to(
+            getattr(torch, config.run.precision)
+        )
         decoder = self.model.latents.decoder
         if decoder is None:
             raise ValueError(f"{config.init} has no pixel decoder to train")
@@ -70,7 +70,7 @@ class DecoderStage:
         self.grammar = Grammar.from_dict(stored.grammar or {})
 
     def groups(self) -> list[ParameterGroup]:
-        return parameter_groups({"decoder": list(self.decoder.parameters())})
+        return parameter_groups([("decoder", list(self.decoder.parameters()))])
 
     def batch(self, step: int) -> Tensor:
         rng = step_rng(self.config.run.seed, STREAM, step)

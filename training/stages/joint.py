@@ -7,7 +7,7 @@ Shape legend:
     B batch      N latent tokens      D latent channels      P prompts      K pictures of a prompt
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ class JointStage:
         self.auroc = float("nan")
 
     def groups(self) -> list[ParameterGroup]:
-        return parameter_groups(self.unimm.parameter_groups())
+        return parameter_groups(self.unimm.parameter_groups().items())
 
     def batch(self, step: int) -> JointBatch:
         return joint_batch(
@@ -183,9 +183,9 @@ class JointStage:
 
     def _matching(self, cases: list[tuple[str, bool]]) -> Layout:
         length = self.config.batch.drawing_length
-        return matching_layout(
-            cases, template=self.template, model=self.unimm, length=length
-        ).to(self.device)
+        return matching_layout(cases, template=self.template, model=self.unimm, length=length).to(
+            self.device
+        )
 
     def before_step(self, step: int, engine: LocalEngine) -> None:
         """Draw pictures now and then, judge them, and keep them for the yes/no branch."""
@@ -217,7 +217,7 @@ class JointStage:
         self.bank.add([p.text for p in prompts], noised, verdicts)
 
     def _draw(
-        self, prompts: list[Prompt], num_steps: int, guidance_scale: float, generator: Generator
+        self, prompts: Sequence[Prompt], num_steps: int, guidance_scale: float, generator: Generator
     ) -> Tensor:
         turns = [self.template.draw(prompt.text) for prompt in prompts]
         layout = self.unimm.lay_out(turns, pad_id=self.template.pad_id).to(self.device)
@@ -292,4 +292,3 @@ def area_under_roc(scores: Tensor, is_positive: Tensor) -> float:
         return float("nan")
     difference = right[:, None] - wrong[None]
     return ((difference > 0).float() + 0.5 * (difference == 0).float()).mean().item()
-

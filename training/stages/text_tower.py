@@ -5,6 +5,7 @@ Shape legend:
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,9 @@ class ImageTextPair(nn.Module):
     def __init__(self, config: TextTowerConfig, *, vocab_size: int, vision_dim: int) -> None:
         super().__init__()
         width = config.hidden_dim
+        build_config: Any = SiglipTextConfig  # its signature lacks the attention's name
         self.text = SiglipTextModel(
-            SiglipTextConfig(
+            build_config(
                 vocab_size=vocab_size,
                 hidden_size=width,
                 intermediate_size=4 * width,

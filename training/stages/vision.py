@@ -9,13 +9,11 @@ Shape legend:
     B batch      N latent tokens      D latent channels      R rows that are read
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor, nn
 
@@ -134,11 +132,10 @@ class VisionStage:
         return self.model["pair"]  # type: ignore[return-value]
 
     def groups(self) -> list[ParameterGroup]:
-        parts: Mapping[str, list[nn.Parameter]] = {
-            **self.unimm.parameter_groups(),
-            "text_tower": list(self.pair.parameters()),
-        }
-        return parameter_groups(parts)
+        text_tower = list(self.pair.parameters())
+        return parameter_groups(
+            [*self.unimm.parameter_groups().items(), ("text_tower", text_tower)]
+        )
 
     def batch(self, step: int) -> VisionBatch:
         config = self.config
@@ -223,9 +220,3 @@ class VisionStage:
             self.tokenizer,
             readme="Vision stage: tower, decoder and reader are trained, the generator is not.\n",
         )
-
-
-def psnr_db(decoded: Tensor, pixels: Tensor) -> Tensor:
-    """Return each picture's peak signal-to-noise ratio in dB, peak 1, (B,)."""
-    error = F.mse_loss(decoded.float(), pixels.float(), reduction="none").mean(dim=(1, 2, 3))
-    return -10 * error.clamp_min(1e-10).log10()
