@@ -74,7 +74,8 @@ class EncoderBlock(nn.Module):
         self, x: Float[Tensor, "B Q H"], rope: Float[Tensor, "2 Q d"]
     ) -> Float[Tensor, "B Q H"]:
         x = x + self.attention(self.norm1(x), rope)
-        return x + self.mlp(self.norm2(x))
+        update: Tensor = self.mlp(self.norm2(x))
+        return x + update
 
 
 class Encoder(nn.Module):
@@ -89,7 +90,8 @@ class Encoder(nn.Module):
     def forward(self, x: Float[Tensor, "B Q H"]) -> Float[Tensor, "B Q H"]:
         for block in self.blocks:
             x = block(x, self.rope())
-        return self.norm(x)
+        normed: Tensor = self.norm(x)
+        return normed
 
 
 class Connector(nn.Module):
@@ -120,4 +122,3 @@ class Connector(nn.Module):
         hidden: Tensor = states if self.encoder is None else self.encoder(states)
         condition: Tensor = self.project(hidden)
         return condition
-

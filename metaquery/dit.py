@@ -118,9 +118,12 @@ class DiTConfig:
             raise ValueError(f"{dim_name} ({dim}) must be divisible by 4 for sin-cos positions")
 
     def _check_width(self) -> None:
-        name, width = ("ddt_dim", self.ddt_dim) if self.ddt_depth else ("hidden_dim", self.hidden_dim)
+        if self.ddt_depth:
+            name, width, way_out = "ddt_dim", self.ddt_dim, ""
+        else:
+            name, width = "hidden_dim", self.hidden_dim
+            way_out = ", or add a DDT head that wide (ddt_depth, ddt_dim)"
         if width < self.latent_dim:
-            way_out = "" if self.ddt_depth else ", or add a DDT head that wide (ddt_depth, ddt_dim)"
             raise ValueError(
                 f"{name} ({width}) must be at least latent_dim ({self.latent_dim}): a network "
                 f"narrower than a latent token cannot represent its noise; widen it{way_out}"
@@ -176,7 +179,7 @@ class DiTBlock(nn.Module):
         The SiLU belongs to each block's modulation in the literature. It does
         not depend on the block, so the caller applies it once.
         """
-        parts = self.modulation(activated).chunk(6, dim=-1)
+        parts: tuple[Tensor, ...] = self.modulation(activated).chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
         x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), rope)
         return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
@@ -195,7 +198,8 @@ class FinalLayer(nn.Module):
         self, x: Float[Tensor, "B N W"], activated: Float[Tensor, "B M C"]
     ) -> Float[Tensor, "B N D"]:
         shift, scale = self.modulation(activated).chunk(2, dim=-1)
-        return self.out(modulate(self.norm(x), shift, scale))
+        latents: Tensor = self.out(modulate(self.norm(x), shift, scale))
+        return latents
 
 
 class DiTStack(nn.Module):
@@ -216,9 +220,10 @@ class DiTStack(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N W"], activated: Float[Tensor, "B M C"]
     ) -> Float[Tensor, "B N W"]:
-        for x in self.states(x, activated):  # noqa: B007, PLR1704
+        state = x
+        for state in self.states(x, activated):  # noqa: B007
             pass
-        return x
+        return state
 
     def states(self, x: Tensor, activated: Tensor) -> Iterable[Tensor]:
         """Yield the residual stream after every block, for early exits and alignment losses."""

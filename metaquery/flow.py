@@ -62,9 +62,7 @@ def velocity_to_noise(x_t: Latents, velocity: Latents, t: Times) -> Latents:
     return x_t + (1 - _per_sample(t, x_t)) * velocity
 
 
-def x_0_to_velocity(
-    x_t: Latents, x_0: Latents, t: Times, *, min_time: float = MIN_TIME
-) -> Latents:
+def x_0_to_velocity(x_t: Latents, x_0: Latents, t: Times, *, min_time: float = MIN_TIME) -> Latents:
     """Return the velocity of the path from ``x_0`` through ``x_t``.
 
     Times below ``min_time`` divide by ``min_time``: the quotient has no limit

@@ -77,7 +77,8 @@ def classifier_free(
         if scale == 1.0 or not inside.any():
             return model(x_t, t, condition)
         good, bad = model(torch.cat([x_t, x_t]), torch.cat([t, t]), both).chunk(2)
-        return _select(inside, extrapolate(good, bad, scale, rescale=rescale, max_norm=max_norm), good)
+        better = extrapolate(good, bad, scale, rescale=rescale, max_norm=max_norm)
+        return _select(inside, better, good)
 
     return guided
 

@@ -77,7 +77,7 @@ class Linear(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root mean square, computed in float32."""
+    """Divide by the root mean square, computed in float32 or wider."""
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -85,9 +85,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch W"]:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         scale = (length.square() / x.shape[-1] + self.eps).rsqrt()
-        return (x * scale).to(x.dtype) * self.weight.to(x.dtype)
+        normed: Tensor = (x * scale).to(x.dtype)
+        return normed * self.weight.to(x.dtype)
 
 
 def build_norm(kind: NormKind, dim: int) -> nn.Module:
@@ -124,7 +126,8 @@ class Attention(nn.Module):
             query, key = rotate(query, rope), rotate(key, rope)
         query, key = query.to(value.dtype), key.to(value.dtype)  # norms may return float32
         attended = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-        return self.out(attended.transpose(1, 2).flatten(2))
+        mixed: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return mixed
 
 
 class SwiGLU(nn.Module):
@@ -138,7 +141,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch W"]:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        out: Tensor = self.down(F.silu(gate) * up)
+        return out
 
 
 class GeluMLP(nn.Module):
@@ -150,7 +154,8 @@ class GeluMLP(nn.Module):
         self.down = Linear(int(dim * mlp_ratio), dim)
 
     def forward(self, x: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch W"]:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        out: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        return out
 
 
 def build_mlp(kind: MLPKind, dim: int, mlp_ratio: float) -> nn.Module:
@@ -189,7 +194,8 @@ class TimeEmbedding(Float32Tables):
         else:
             features = torch.cat([angles.cos(), angles.sin()], dim=-1)
         features = features.to(self.up.weight.dtype)
-        return self.out(F.silu(self.up(features)))
+        embedding: Tensor = self.out(F.silu(self.up(features)))
+        return embedding
 
 
 def _frequencies(kind: TimeKind) -> Tensor:

@@ -16,6 +16,8 @@ Shape legend:
     B batch      N latent tokens      D latent channels      T grid points
 """
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -41,7 +43,7 @@ def official_schedule(num_steps: int, shift: float) -> list[tuple[float, float]]
     """Return (time, next time) of every evaluation, the last of which goes upwards."""
     grid: list[float] = official_grid(num_steps, shift).tolist()
     down = list(reversed(grid[:-1]))
-    return [*zip(down[:-1], down[1:], strict=True), (grid[-2], grid[-1])]
+    return [*pairwise(down), (grid[-2], grid[-1])]
 
 
 @torch.no_grad()

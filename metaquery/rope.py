@@ -51,7 +51,7 @@ def _tables(angles: Tensor) -> Tensor:
 def rotate(x: Float[Tensor, "*batch N heads d"], tables: Float[Tensor, "2 N d"]) -> Tensor:
     """Turn queries or keys by their positions, in the dtype of ``x``."""
     cosine, sine = tables.to(x.dtype).unsqueeze(2)  # (N, 1, d) each
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    swapped = x.view(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)
     return torch.addcmul(x * cosine, swapped, sine)
 
 

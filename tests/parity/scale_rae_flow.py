@@ -8,8 +8,7 @@ from torch import Tensor
 
 from metaquery.dit import DiT, DiTConfig
 from metaquery.flow import dimension_shift, flow_matching_losses, shift_time
-from metaquery.guidance import ConditionedFn, classifier_free
-from metaquery.layers import TimeEmbedding
+from metaquery.guidance import classifier_free
 from metaquery.official import official_grid, official_schedule, sample_official
 from metaquery.rope import grid_rope, sincos_embedding
 from metaquery.sampler import integrate
@@ -118,7 +117,9 @@ def check_cfg(fixture: Fixture) -> None:
     guided = classifier_free(dit, y, null, fixture.facts["cfg_scale"])(x, t)
     assert_close(dit(x, t, y), to_tokens(fixture.output("v_cond")), FORWARD)
     assert_close(dit(x, t, None), to_tokens(fixture.output("v_uncond")), FORWARD)
-    assert_close(guided, to_tokens(fixture.output("v_cfg")), FORWARD)
+    # Guidance multiplies the rounding error by its scale.
+    tolerance = fixture.facts["cfg_scale"] * FORWARD
+    assert_close(guided, to_tokens(fixture.output("v_cfg")), tolerance)
     # The official sampler switches guidance off everywhere.
     off = classifier_free(dit, y, null, fixture.facts["cfg_scale"], interval=(2.0, 2.0))
     assert_close(off(x, t), to_tokens(fixture.output("v_cfg_official_infer")), FORWARD)
@@ -154,16 +155,16 @@ def check_rf_loss(fixture: Fixture) -> None:
         t=fixture.input("t"),
     )
     assert_close(losses, fixture.output("loss_per_sample"), FORWARD)
-    losses.mean().backward()
+    torch.autograd.backward(losses.mean())
     assert z.grad is not None
-    assert_close(z.grad, fixture.output("grad_input.z"), 1e-4)
+    assert_close(z.grad, fixture.output("grad_input.z"), FORWARD)
     theirs = apply_rules(_strip(fixture.under("output.grad.")), scale_rae_dit(dit.config.depth))
     ours = dict(dit.named_parameters())
     assert theirs
     for name, gradient in theirs.items():
         actual = ours[name].grad
         assert actual is not None
-        assert_close(actual, gradient, 1e-4)
+        assert_close(actual, gradient, FORWARD)
 
 
 def _flow_shift(config: dict[str, Any]) -> float:
