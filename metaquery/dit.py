@@ -182,7 +182,8 @@ class DiTBlock(nn.Module):
         parts: tuple[Tensor, ...] = self.modulation(activated).chunk(6, dim=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
         x = x + gate1 * self.attention(modulate(self.norm1(x), shift1, scale1), rope)
-        return x + gate2 * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        update: Tensor = self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return x + gate2 * update
 
 
 class FinalLayer(nn.Module):

@@ -127,8 +127,9 @@ def check_cfg(fixture: Fixture) -> None:
 
 def check_timestep_shift(fixture: Fixture) -> None:
     config = fixture.config
-    assert config["base_dim"] == 4096
-    shift = dimension_shift(config["diffusion_tokens"], config["diffusion_channels"])
+    shift = dimension_shift(
+        config["diffusion_tokens"], config["diffusion_channels"], config["base_dim"]
+    )
     assert abs(shift - config["shift"]) < 1e-12
     train = shift_time(fixture.input("u").sigmoid(), shift)
     assert_close(train, fixture.output("t_train"), 1e-6)
@@ -168,7 +169,7 @@ def check_rf_loss(fixture: Fixture) -> None:
 
 
 def _flow_shift(config: dict[str, Any]) -> float:
-    return float((config["tok"] * config["ch"] / config["base_dim"]) ** 0.5)
+    return dimension_shift(config["tok"], config["ch"], config["base_dim"])
 
 
 @torch.no_grad()
