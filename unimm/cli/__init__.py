@@ -4,9 +4,9 @@ Exit status: 0 done, 1 failed, 2 the user's mistake (one line on stderr), 130 in
 torch and transformers are imported inside the commands, so that help is quick.
 """
 
+import dis
 import sys
 from collections.abc import Sequence
-from traceback import walk_tb
 
 import typer
 
@@ -62,10 +62,15 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def raised_by_us(error: BaseException) -> bool:
-    """Tell whether an exception was raised in a package of ours, not in a library under it."""
-    *_, (frame, _) = walk_tb(error.__traceback__)
-    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-    return package in OUR_PACKAGES
+    """Tell whether a package of ours raised an exception, not a library or a built-in it called."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return False
+    package = str(last.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+    instruction = last.tb_frame.f_code.co_code[last.tb_lasti]
+    return package in OUR_PACKAGES and dis.opname[instruction] == "RAISE_VARARGS"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
