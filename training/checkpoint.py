@@ -22,9 +22,20 @@ def save_checkpoint(run_dir: Path, step: int, state: dict[str, Any], *, keep_las
     folder = run_dir / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_directory(folder / f"step-{step:08d}") as directory:
-        torch.save({"step": step, **state}, directory / "state.pt")
+        _write({"step": step, **state}, directory / "state.pt")
     for old in _checkpoints(run_dir)[:-keep_last]:
         shutil.rmtree(old)
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    """Write a state, and raise the system's own error where torch hides it behind another."""
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def load_latest(run_dir: Path) -> dict[str, Any] | None:

@@ -28,4 +28,8 @@ def train(
     path = find_recipe(recipe)
     from .run import run_recipe  # imports torch
 
-    typer.echo(run_recipe(path, overrides or []))
+    model = run_recipe(path, overrides or [])
+    if model is None:
+        typer.echo("stopped after a checkpoint; the same command goes on from there", err=True)
+    else:
+        typer.echo(model)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unimm.errors import CheckpointError
+
 from .config import OptimizerConfig
 from .optimizer import ParameterGroup, build_adamw, lr_factor
 
@@ -131,7 +133,16 @@ class LocalEngine:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up where :meth:`state_dict` was called."""
+        """Take up where :meth:`state_dict` was called.
+
+        Raises:
+            CheckpointError: The state is that of another model.
+        """
+        if [m.shape for m in self.masters] != [m.shape for m in state["masters"]]:
+            raise CheckpointError(
+                "the last checkpoint is of a model with other shapes; give run.output_dir a new "
+                "folder, or undo what changed in the recipe"
+            )
         torch._foreach_copy_(self.masters, state["masters"])
         if self.masters[0] is not self.parameters[0]:
             torch._foreach_copy_(self.parameters, self.masters)

@@ -11,7 +11,8 @@ class _RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         scale = (length.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)
         normed = x * scale
         ctx.save_for_backward(normed, weight, scale)

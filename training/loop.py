@@ -16,8 +16,10 @@ from unimm.errors import UnimmError
 from .checkpoint import load_latest, save_checkpoint
 from .config import OptimizerConfig, RunConfig
 from .engine import LocalEngine
+from .interruption import StopRequest, leave_quietly
 from .metrics import Reporter
 from .optimizer import ParameterGroup
+from .run_dir import explained_write_errors
 
 Batch = Any
 
@@ -74,33 +76,51 @@ class _Steps(Dataset[Batch]):
         self.make = make
 
     def __getitem__(self, step: int) -> Batch:
-        torch.set_num_threads(1)
         return self.make(step)
 
 
-def train(stage: Stage, run: RunConfig, optimizer: OptimizerConfig, config: object) -> Path:
+def train(stage: Stage, run: RunConfig, optimizer: OptimizerConfig, config: object) -> Path | None:
     """Train to ``run.num_steps``, going on from the last checkpoint, and export the model.
 
+    A SIGTERM ends the run after the step under way, with a checkpoint.
+
     Returns:
-        The directory of the final model.
+        The directory of the final model; None where the run was told to stop before its end.
+
+    Raises:
+        OutputError: The disk is full or refuses a file; what was saved before stays.
+        UnimmError: Too many steps in a row had no finite loss or gradient.
     """
     run_dir = run.output_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
-    dump_config(config, run_dir / "config.yaml")
-    engine = LocalEngine(
-        stage.groups(), optimizer, num_steps=run.num_steps, ema_decay=run.ema_decay
-    )
-    start = _resume(stage, engine, run_dir)
-    with Reporter(run_dir, start=start, num_steps=run.num_steps) as reporter:
-        _run_steps(stage, engine, reporter, run, start)
-    return export(stage, engine, run_dir / "model")
+    with explained_write_errors(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        dump_config(config, run_dir / "config.yaml")
+        engine = LocalEngine(
+            stage.groups(), optimizer, num_steps=run.num_steps, ema_decay=run.ema_decay
+        )
+        start = _resume(stage, engine, run_dir)
+        reporter = Reporter(run_dir, start=start, num_steps=run.num_steps)
+        with reporter, StopRequest() as stop:
+            finished = _run_steps(stage, engine, reporter, run, start=start, stop=stop)
+        if finished < run.num_steps:
+            return None
+        return export(stage, engine, run_dir / "model")
 
 
 def _run_steps(
-    stage: Stage, engine: LocalEngine, reporter: Reporter, run: RunConfig, start: int
-) -> None:
+    stage: Stage,
+    engine: LocalEngine,
+    reporter: Reporter,
+    run: RunConfig,
+    *,
+    start: int,
+    stop: StopRequest,
+) -> int:
+    """Take the steps that are left, or until asked to stop; return how many are done in all."""
+    finished = saved = start
     bad_steps = 0
-    for step, batch in zip(range(start, run.num_steps), _loader(stage, run, start), strict=True):
+    for batch in stop.until_asked(_loader(stage, run, start)):
+        step = finished
         stage.before_step(step, engine)
         report = stage.loss(batch, step=step, generator=step_generator(run, step))
         done = engine.step(report.loss, step)
@@ -119,8 +139,16 @@ def _run_steps(
         if run.sample_every and finished % run.sample_every == 0:
             _write_grid(stage, engine, run.output_dir, finished)
         if finished % run.save_every == 0 or finished == run.num_steps:
-            state = {"engine": engine.state_dict(), "stage": stage.state_dict()}
-            save_checkpoint(run.output_dir, finished, state, keep_last=run.keep_last)
+            _save(stage, engine, run, finished)
+            saved = finished
+    if saved < finished:
+        _save(stage, engine, run, finished)
+    return finished
+
+
+def _save(stage: Stage, engine: LocalEngine, run: RunConfig, step: int) -> None:
+    state = {"engine": engine.state_dict(), "stage": stage.state_dict()}
+    save_checkpoint(run.output_dir, step, state, keep_last=run.keep_last)
 
 
 def step_generator(run: RunConfig, step: int) -> Generator:
@@ -155,6 +183,7 @@ def _loader(stage: Stage, run: RunConfig, start: int) -> DataLoader[Batch]:
         num_workers=run.num_workers,
         prefetch_factor=4 if run.num_workers else None,
         multiprocessing_context="fork" if run.num_workers else None,
+        worker_init_fn=leave_quietly,
     )
 
 

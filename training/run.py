@@ -13,16 +13,19 @@ from unimm.errors import ConfigError, UserError
 
 from .config import RunConfig
 from .loop import Stage, train
+from .run_dir import check_run_dir
 
 StageName = Literal["vision", "decoder", "joint"]
 
 
-def run_recipe(path: Path, overrides: Sequence[str]) -> Path:
+def run_recipe(path: Path, overrides: Sequence[str]) -> Path | None:
     """Train what a recipe describes and return the directory of the final model.
+
+    None where the run was told to stop before its end; the same recipe goes on.
 
     Raises:
         ConfigError: A key is unknown or a value is wrong; nothing was started.
-        UserError: The device is not there.
+        UserError: The device is not there, or the output directory cannot be written.
     """
     tree = read_tree(path)
     for override in overrides:
@@ -35,6 +38,7 @@ def run_recipe(path: Path, overrides: Sequence[str]) -> Path:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     prepare_machine(config.run)
+    check_run_dir(config.run.output_dir)
     return train(_build(name, config), config.run, config.optimizer, config)
 
 

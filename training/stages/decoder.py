@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
@@ -40,6 +41,9 @@ class DecoderConfig:
         clean_share: Share of pictures whose latents get no noise.
         l1_weight: Of the mean absolute error.
         l2_weight: Of the mean squared error.
+        edge_weight: How much more an error at a full-contrast edge counts than one on a plain
+            surface: edges are few pixels, but they are what tells shapes apart.
+        grammar: Keys of the stored grammar to narrow, such as ``sizes: [large]``.
     """
 
     run: RunConfig
@@ -50,6 +54,8 @@ class DecoderConfig:
     clean_share: float = 0.5
     l1_weight: float = 1.0
     l2_weight: float = 10.0
+    edge_weight: float = 4.0
+    grammar: dict[str, Any] = field(default_factory=dict)
 
 
 class DecoderStage:
@@ -67,7 +73,7 @@ class DecoderStage:
         if decoder is None:
             raise ValueError(f"{config.init} has no pixel decoder to train")
         self.decoder = decoder.requires_grad_(True).train()
-        self.grammar = Grammar.from_dict(stored.grammar or {})
+        self.grammar = Grammar.from_dict({**(stored.grammar or {}), **config.grammar})
 
     def groups(self) -> list[ParameterGroup]:
         return parameter_groups([("decoder", list(self.decoder.parameters()))])
@@ -89,7 +95,8 @@ class DecoderStage:
         noised = latents + (scale * noise).to(latents.dtype)
         error = self.model.latents.decode_unclamped(noised).float() - pixels.float()
         squared = error.square()
-        l1, l2 = error.abs().mean(), squared.mean()
+        weight = 1 + config.edge_weight * edge_strength(pixels.float())
+        l1, l2 = (weight * error.abs()).mean(), (weight * squared).mean()
         parts = {"l1": l1, "l2": l2}
         if num_clean:
             parts["psnr_db"] = -10 * squared[:num_clean].detach().mean().log10()
@@ -117,3 +124,13 @@ class DecoderStage:
         save_checkpoint(
             directory, self.model, self.tokenizer, readme="Decoder stage: see the vision stage.\n"
         )
+
+
+def edge_strength(pixels: Tensor) -> Tensor:
+    """Return how much the pixels around each one differ, (B, 1, S, S) in [0, 1].
+
+    The largest range of any channel over a 3 x 3 neighbourhood.
+    """
+    highest = F.max_pool2d(pixels, 3, stride=1, padding=1)
+    lowest = -F.max_pool2d(-pixels, 3, stride=1, padding=1)
+    return (highest - lowest).amax(dim=1, keepdim=True)

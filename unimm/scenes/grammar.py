@@ -70,11 +70,11 @@ class Grammar:
 
     @classmethod
     def small(cls) -> Self:
-        """Return 4 shapes, 6 colours, solid, plain backgrounds, up to 3 objects."""
+        """Return 4 shapes, 6 colours, large, solid, plain backgrounds, up to 3 objects."""
         return cls(
             shapes=("circle", "square", "triangle", "cross"),
             colours=("red", "yellow", "green", "blue", "black", "white"),
-            sizes=tuple(SIZES),
+            sizes=("large",),
             textures=("solid",),
             backgrounds=tuple(BACKGROUNDS),
             styles=("plain",),
