@@ -82,6 +82,7 @@ class JointConfig:
         reading_weight: Of the cross-entropy on captions, answers and replies.
         matching_weight: Of the cross-entropy on yes and no.
         read_noise: Largest standard deviation of noise on latents that are read.
+        keep_generator: Go on from the generator in ``init`` instead of a fresh one.
     """
 
     run: RunConfig
@@ -94,6 +95,7 @@ class JointConfig:
     reading_weight: float = 1.0
     matching_weight: float = 1.0
     read_noise: float = 0.3
+    keep_generator: bool = False
 
 
 class JointStage:
@@ -267,7 +269,11 @@ def build_model(config: JointConfig) -> UniMM:
     model_config = from_dict(UniMMConfig, tree)
     model = UniMM(model_config, attention="eager")
     before = load_model(config.init, stored, device=torch.device("cpu"), dtype=torch.float32)
-    kept = {k: v for k, v in before.state_dict().items() if not k.startswith("generator.")}
+    kept = {
+        name: tensor
+        for name, tensor in before.state_dict().items()
+        if config.keep_generator or not name.startswith("generator.")
+    }
     missing = set(model.load_state_dict(kept, strict=False).missing_keys)
     untrained = {name for name in missing if not name.startswith("generator.")}
     if untrained:
