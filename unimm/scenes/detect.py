@@ -24,6 +24,9 @@ _CONTRAST = 48.0
 _NOISE_LEVELS = 3.2
 """The same in standard deviations of the noise, where that is more."""
 
+_NOISE_PER_DEVIATION = 1.25
+"""Standard deviation of Gaussian noise over its mean absolute value."""
+
 _BACKGROUND_LIMIT = 80.0
 """Mean distance, summed over RGB, of the picture's edge from the nearest background; a picture
 beyond it shows no background of the world (noise of 0.05 has 31, uniform noise 150 and more)."""
@@ -40,13 +43,14 @@ def detect(picture: Picture) -> list[Detection]:
     world, such as noise.
     """
     pixels = _checked(picture)
-    index, noise = _nearest_background(pixels)
-    if index is None:
+    nearest = _nearest_background(pixels)
+    if nearest is None:
         return []
-    background = _backgrounds()[1][index]
-    edge = (pixels - background).reshape(-1, 3)[_edge_indices()]
+    index, residual = nearest
     # A drawn picture's background may be a little off; its edge tells by how much.
-    background = background + np.median(edge, axis=0)
+    offset = np.partition(residual, len(residual) // 2, axis=0)[len(residual) // 2]  # median
+    noise = _NOISE_PER_DEVIATION * float(np.minimum(np.abs(residual - offset), 80).mean())
+    background = _backgrounds()[1][index] + offset
     contrast = pixels - background
     limit = max(_CONTRAST, _NOISE_LEVELS * noise)
     stands_out = np.einsum("yxc,yxc->yx", contrast, contrast) > limit**2
@@ -57,8 +61,8 @@ def detect(picture: Picture) -> list[Detection]:
 
 def detect_background(picture: Picture) -> tuple[str, str] | None:
     """Return the background's colour and style, or None where there is none of the world."""
-    index, _ = _nearest_background(_checked(picture))
-    return None if index is None else _backgrounds()[0][index]
+    nearest = _nearest_background(_checked(picture))
+    return None if nearest is None else _backgrounds()[0][nearest[0]]
 
 
 def _checked(picture: Picture) -> Float:
@@ -86,14 +90,12 @@ def _backgrounds() -> tuple[tuple[tuple[str, str], ...], Float, Float]:
     return names, pictures, np.ascontiguousarray(edges)
 
 
-def _nearest_background(pixels: Float) -> tuple[int | None, float]:
-    """Return the index of the background that the edge shows, if any, and the noise on it."""
+def _nearest_background(pixels: Float) -> tuple[int, Float] | None:
+    """Return the index of the background that the edge shows, if any, and what the edge adds."""
     edge = pixels.reshape(-1, 3)[_edge_indices()]
     # Cut, so that an object at the edge counts little.
     distances = np.minimum(np.abs(_backgrounds()[2] - edge).sum(-1), 240).mean(-1)
     index = int(distances.argmin())
     if distances[index] > _BACKGROUND_LIMIT:
-        return None, 0.0
-    residual = edge - _backgrounds()[2][index]
-    spread = np.abs(residual - np.median(residual, axis=0))
-    return index, 1.48 * float(np.median(spread))
+        return None
+    return index, edge - _backgrounds()[2][index]

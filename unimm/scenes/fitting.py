@@ -21,8 +21,9 @@ HALF_WINDOW = 13
 
 _OFFSETS = tuple((dx, dy) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 
-SHARP, SOFT = 0.3, 0.85
-"""Blur of templates in pixels: for rendered pictures, and for blurred or drawn ones."""
+BLURS_PX = (0.55, 0.9)
+"""Blur of the templates, in the order to try: the first explains 0.9 and more of any object that
+is rendered or blurred by 0.7 pixels, the second is for softer pictures."""
 
 _MOST_MOVES = 5
 
@@ -141,7 +142,7 @@ def fit_object(
         background: mean colour behind the object, (3,).
         size: the object's.
         centre: where to begin, in the picture's pixels.
-        blur_px: of the templates, `SHARP` or `SOFT`.
+        blur_px: of the templates, one of `BLURS_PX`.
     """
     x, y = centre
     for _ in range(_MOST_MOVES):

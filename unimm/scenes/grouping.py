@@ -8,22 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unimm.scenes.components import Component
-from unimm.scenes.fitting import HALF_WINDOW, SHARP, SOFT, Float, fit_object
+from unimm.scenes.fitting import BLURS_PX, HALF_WINDOW, Float, fit_object
 
 UNKNOWN = "unknown"
 """Shape, colour, size and texture of what fits no object of the world."""
 
-_MIN_FIT = 0.5
+_MIN_FIT = 0.6
 """Share of what stands out that the best object must explain."""
 
-_GOOD_FIT = 0.9
+_GOOD_FIT = 0.8
 """Share beyond which no other fit is tried."""
 
 _LENGTHS = {"small": (7, 16), "large": (14, 26)}
 """Shortest and longest side that the box of what stands out may have, by size."""
 
-_NEAR_PX = 3
-"""Fragments this near may be one object: two objects are farther apart."""
+_NEAR_PX = 5
+"""Fragments this near may be one object: a blurred row of marks and what hides beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +65,8 @@ class Group:
     area: int
     error: float
     detection: Detection
-
-    @property
-    def is_known(self) -> bool:
-        return self.detection.shape != UNKNOWN
+    is_good: bool = False
+    """Whether nothing better is worth looking for."""
 
 
 def merge_fragments(around: Surroundings) -> list[Group]:
@@ -82,7 +80,9 @@ def merge_fragments(around: Surroundings) -> list[Group]:
         is_merging = False
         for some in _candidates(groups):
             merged = _group(tuple(c for g in some for c in g.members), around)
-            if merged.is_known and merged.error < sum(group.error for group in some):
+            if merged.detection.shape != UNKNOWN and merged.error < sum(
+                group.error for group in some
+            ):
                 groups = [g for g in groups if g not in some] + [merged]
                 is_merging = True
                 break
@@ -91,7 +91,11 @@ def merge_fragments(around: Surroundings) -> list[Group]:
 
 def _candidates(groups: Sequence[Group]) -> list[tuple[Group, ...]]:
     """Return sets of groups that may be one object: all that are near each other, then pairs."""
-    pairs = [pair for pair in combinations(groups, 2) if _are_near(*pair)]
+    pairs = [
+        (first, second)
+        for first, second in combinations(groups, 2)
+        if not (first.is_good and second.is_good) and _are_near(first, second)
+    ]
     if len(pairs) < 2:
         return list(pairs)
     clusters: list[list[Group]] = []
@@ -133,15 +137,16 @@ def _group(members: tuple[Component, ...], around: Surroundings) -> Group:
     background = around.background[top:bottom, left:right].mean(axis=(0, 1))
     best = Group(members, area, float(np.square(contrast[seen]).sum()), _unknown(centre))
     sizes = [size for size, (low, high) in _LENGTHS.items() if low <= length <= high]
-    for blur_px in (SHARP, SOFT):
+    for blur_px in BLURS_PX:
         for size in sizes:
             fit = fit_object(contrast, background, size, centre, blur_px)
             error, energy = fit.error(seen)
             if error < min(best.error, (1 - _MIN_FIT) * energy):
                 found = Detection(fit.shape, fit.colour, fit.size, fit.texture, fit.x, fit.y)
-                best = Group(members, area, error, found)
-                if error < (1 - _GOOD_FIT) * energy:
-                    return best
+                is_good = error < (1 - _GOOD_FIT) * energy
+                best = Group(members, area, error, found, is_good)
+        if best.is_good:
+            break
     return best
 
 

@@ -143,8 +143,8 @@ def _apart(dx: int, dy: int, first: tuple[int, str], second: tuple[int, str]) ->
 
 @cache
 def _squared_reach(first: tuple[int, str], second: tuple[int, str]) -> int:
-    # One more pixel than the gap: circumcircles are not aligned with the pixel grid.
-    reach = first[0] * OUTLINE[first[1]] + second[0] * OUTLINE[second[1]] + OBJECT_GAP + 1
+    # More than the gap, since circumcircles are not aligned with the pixel grid.
+    reach = first[0] * OUTLINE[first[1]] + second[0] * OUTLINE[second[1]] + OBJECT_GAP + 1.5
     return math.ceil(reach**2)
 
 

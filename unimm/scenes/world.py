@@ -51,7 +51,7 @@ RELATION_MARGIN = 7
 """Pixels by which two centres differ more along a relation's axis than across it."""
 
 OBJECT_GAP = 4
-"""Fewest background pixels between two objects."""
+"""Least distance in pixels between what two objects cover, by half of a pixel or more."""
 
 EDGE_MARGIN = 2
 """Fewest pixels between an object and the picture's edge."""

@@ -50,7 +50,7 @@ def blurred(pictures: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
         wide = np.pad(result, pad, mode="edge")
         parts = [np.take(wide, range(k, k + 64), axis) * w for k, w in enumerate(kernel)]
         result = np.sum(parts, axis=0)
-    return np.rint(result).astype(np.uint8)
+    return np.asarray(np.rint(result), dtype=np.uint8)
 
 
 def noisy(pictures: NDArray[np.uint8], sigma: float, seed: int = 0) -> NDArray[np.uint8]:

@@ -11,9 +11,9 @@ def seen(text: str) -> list[SceneObject]:
     """Read `SHAPE COLOUR x y` or `SHAPE COLOUR SIZE TEXTURE x y`, separated by commas."""
     objects = []
     for words in (part.split() for part in text.split(",") if part.strip()):
-        *names, x, y = words
-        names += ["small", "solid"] if len(names) == 2 else []
-        objects.append(SceneObject(*names, int(x), int(y)))  # type: ignore[call-arg]
+        shape, colour, *more, x, y = words
+        size, texture = more or ("small", "solid")
+        objects.append(SceneObject(shape, colour, size, texture, int(x), int(y)))
     return objects
 
 

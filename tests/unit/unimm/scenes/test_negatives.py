@@ -38,7 +38,7 @@ def an(shape: str, colour: str, x: int = 20, y: int = 20) -> SceneObject:
 def test_near_misses_are_false_in_the_grammar_and_trained_on(grammar: Grammar) -> None:
     rng = np.random.default_rng(0)
     splits = SPLITS if grammar is FULL else ("train", "pair", "count", "relation")
-    for k in range(800):
+    for k in range(400):
         prompt = sample_prompt(rng, grammar, splits[k % len(splits)])
         scene = sample_scene(rng, grammar, prompt)
         found = near_misses(prompt, scene, rng, grammar)

@@ -22,7 +22,7 @@ from unimm.scenes import (
     words,
 )
 from unimm.scenes.heldout import HELD_TRIPLES
-from unimm.scenes.text import place_of
+from unimm.scenes.text import describe_object, place_of
 
 FULL = Grammar.full()
 
@@ -49,10 +49,11 @@ def test_a_caption_says_where_its_objects_are() -> None:
     related = 0
     for scene in scenes(400):
         caption = dense_caption(scene, rng)
+        if len({describe_object(one) for one in scene.objects}) < len(scene.objects):
+            continue  # the caption's objects cannot be told apart
         if relation := re.search(r"(\w+) (left of|right of|above|below) \w+ \w+ ", caption):
             related += 1
-            first = next(one for one in scene.objects if one.shape == relation[1])
-            second = next(one for one in scene.objects if one is not first)
+            first, second = sorted(scene.objects, key=lambda o: caption.find(describe_object(o)))
             dx, dy = first.x - second.x, first.y - second.y
             along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation[2]]
             assert along - min(abs(dx), abs(dy)) >= 7
