@@ -111,8 +111,7 @@ def load_model(
     stored = {name: shape for path in files for name, shape in _read_shapes(path)}
     needed = sum(torch.Size(shape).numel() for shape in stored.values()) * dtype.itemsize
     check_memory(needed, device, f"the model in {directory}")
-    model = UniMM(config)
-    cast_parameters(model, dtype)
+    model = UniMM(config).to(dtype)
     target = unique_state(model)
     check_tensors(directory, stored, {name: tuple(t.shape) for name, t in target.items()})
     for path in files:
@@ -132,13 +131,6 @@ def unique_state(model: nn.Module) -> dict[str, Tensor]:
         seen.add(tensor.data_ptr())
         state[name] = tensor
     return state
-
-
-def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast parameters, not buffers: position tables lose their meaning in half precision."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
 
 
 Shapes = dict[str, tuple[int, ...]]

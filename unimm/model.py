@@ -5,8 +5,8 @@ Shape legend:
     Q queries      N latent tokens      D latent channels      H language-model width
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, Self, get_args
 
 import torch
 from jaxtyping import Float
@@ -53,6 +53,21 @@ class UniMM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.queries.embeddings.dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Keep buffers in float32 when the weights are cast.
+
+        Rotary frequencies in half precision would turn distant positions by other angles, so a
+        model trained in one precision would not be the same model in another.
+        """
+        kept = {name: b for name, b in self.named_buffers() if b.dtype == torch.float32}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            cast = self.get_buffer(name)
+            if cast.dtype != torch.float32:
+                module, _, leaf = name.rpartition(".")
+                setattr(self.get_submodule(module), leaf, buffer.to(cast.device))
+        return self
 
     def lay_out(
         self,

@@ -117,6 +117,19 @@ def test_frozen_parts_get_no_gradient_and_the_others_do(template: ChatTemplate) 
     assert not model.language.training
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_casting_the_weights_keeps_the_position_tables(dtype: torch.dtype) -> None:
+    """Rotary frequencies of a cast and restored model are those it was built with."""
+    model = tiny_model()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert any("inv_freq" in name for name in before)
+    model.to(dtype)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    model.float()
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name]), name
+
+
 def test_an_unknown_part_is_refused(model: UniMM) -> None:
     with pytest.raises(ValueError, match="parts language, queries"):
         model.part("decoder")  # type: ignore[arg-type]
