@@ -39,8 +39,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Outcome:
     """What a command in this process left behind."""
 
-    def __init__(self, status: int, captured: "pytest.CaptureResult[str]") -> None:
-        self.status, self.stdout, self.stderr = status, captured.out, captured.err
+    def __init__(self, status: int, stdout: str, stderr: str) -> None:
+        self.status, self.stdout, self.stderr = status, stdout, stderr
 
 
 @pytest.fixture
@@ -54,7 +54,9 @@ class Call:
 
     def __call__(self, *arguments: str) -> Outcome:
         self.capsys.readouterr()
-        return Outcome(unimm.cli.run(arguments), self.capsys.readouterr())
+        status = unimm.cli.run(arguments)
+        captured = self.capsys.readouterr()
+        return Outcome(status, captured.out, captured.err)
 
     def json(self, *arguments: str) -> dict[str, object]:
         """Return the document that a command prints; nothing else may be on stdout."""

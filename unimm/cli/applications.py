@@ -5,8 +5,9 @@ In a checkout the applications are the folders ``training``, ``eval`` and ``serv
 application ``app``.
 """
 
+import contextlib
 import importlib
-import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,8 @@ def import_application(name: str, *, beside: Path | None = None) -> Any:
     )
     if module is None:
         raise UserError(f"this installation of unimm {unimm.__version__} has no part called {name}")
-    try:
+    with extra_named(name):
         cli = importlib.import_module(f"{module}.cli")
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in ("", "unimm", "metaquery", module):
-            raise
-        raise MissingExtraError(missing, extra=name) from error
     if not Path(str(cli.__file__)).resolve().is_relative_to(root):
         raise UnimmError(
             f"the package {module} at {cli.__file__} hides unimm's own; use another environment"
@@ -72,10 +68,27 @@ def import_application(name: str, *, beside: Path | None = None) -> Any:
     return cli.app
 
 
+@contextlib.contextmanager
+def extra_named(name: str) -> Iterator[None]:
+    """Turn the want of another project's package into the command that installs an extra.
+
+    Raises:
+        MissingExtraError: In the place of ModuleNotFoundError.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", "unimm", "metaquery", name, f"unimm_{name}"):
+            raise
+        raise MissingExtraError(missing, extra=name) from error
+
+
 def _run(name: str, context: typer.Context) -> None:
     application = import_application(name)
-    status = application(
-        args=context.args, prog_name=f"unimm {context.info_name}", standalone_mode=False
-    )
+    with extra_named(name):
+        status = application(
+            args=context.args, prog_name=f"unimm {context.info_name}", standalone_mode=False
+        )
     if isinstance(status, int) and status:
         raise typer.Exit(status)
