@@ -1,30 +1,18 @@
 """Every kind of fixture and the check that compares it.
 
 One file a group; a group is a dictionary from kind to check. A new part of the product moves its
-kinds from PENDING or LATER into such a dictionary.
+kinds from LATER into such a dictionary.
 """
 
-from tests.parity import rae_flow, scale_rae_flow
+from tests.parity import rae_autoencoder, rae_flow, scale_rae_flow, scale_rae_model
 from tests.parity.harness import Check
 
-CHECKS: dict[str, Check] = {**scale_rae_flow.CHECKS, **rae_flow.CHECKS}
-
-PENDING: dict[str, str] = dict.fromkeys(
-    (
-        "decoder",
-        "siglip_latent",
-        "llm_query_gen",
-        "latent_readback",
-        "joint_loss",
-        "selection",
-        "rae_dinov2",
-        "rae_siglip2",
-        "rae_mae",
-        "vit_decoder",
-        "dinov3_vit",
-    ),
-    "the check is still to be written",
-)
+CHECKS: dict[str, Check] = {
+    **scale_rae_flow.CHECKS,
+    **scale_rae_model.CHECKS,
+    **rae_flow.CHECKS,
+    **rae_autoencoder.CHECKS,
+}
 
 LATER: dict[str, str] = {
     **dict.fromkeys(

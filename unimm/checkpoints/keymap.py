@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from unimm.errors import CheckpointError
@@ -23,11 +24,28 @@ class Rule:
         pattern: Regular expression of the whole foreign key.
         target: Our key, with groups of the pattern as in ``re.sub``; None drops the tensor.
         convert: Change of shape or values.
+        rows: (k, n) when the tensor is the k-th of n equal blocks of rows of ours.
     """
 
     pattern: str
     target: str | None
     convert: Convert | None = None
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a foreign tensor goes.
+
+    Args:
+        key: Our key; None if it is dropped.
+        convert: Change of shape or values.
+        rows: See :class:`Rule`.
+    """
+
+    key: str | None
+    convert: Convert | None
+    rows: tuple[int, int] | None
 
 
 def conv_to_linear(weight: Tensor) -> Tensor:
@@ -35,8 +53,8 @@ def conv_to_linear(weight: Tensor) -> Tensor:
     return weight.flatten(1)
 
 
-def rename(key: str, rules: Iterable[Rule]) -> tuple[str | None, Convert | None]:
-    """Return our name for a foreign key (None if it is dropped) and its conversion.
+def place(key: str, rules: Iterable[Rule]) -> Placed:
+    """Return where the tensor of a foreign key goes.
 
     Raises:
         CheckpointError: If no rule knows the key.
@@ -44,19 +62,55 @@ def rename(key: str, rules: Iterable[Rule]) -> tuple[str | None, Convert | None]
     for rule in rules:
         match = re.fullmatch(rule.pattern, key)
         if match:
-            return (None if rule.target is None else match.expand(rule.target)), rule.convert
+            ours = None if rule.target is None else match.expand(rule.target)
+            return Placed(key=ours, convert=rule.convert, rows=rule.rows)
     raise CheckpointError(f"unexpected tensor {key!r}: this layout has no such key")
 
 
 def apply_rules(state: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:
-    """Return a foreign state dict under our keys."""
+    """Return a foreign state dict under our keys.
+
+    Raises:
+        CheckpointError: If no rule knows a key, or one of several blocks of rows is missing.
+    """
     rules = tuple(rules)
     result: dict[str, Tensor] = {}
+    blocks: dict[str, dict[int, Tensor]] = {}
+    counts: dict[str, int] = {}
     for key, tensor in state.items():
-        target, convert = rename(key, rules)
-        if target is not None:
-            result[target] = tensor if convert is None else convert(tensor)
+        placed = place(key, rules)
+        if placed.key is None:
+            continue
+        converted = tensor if placed.convert is None else placed.convert(tensor)
+        if placed.rows is None:
+            result[placed.key] = converted
+        else:
+            blocks.setdefault(placed.key, {})[placed.rows[0]] = converted
+            counts[placed.key] = placed.rows[1]
+    for key, parts in blocks.items():
+        if missing := set(range(counts[key])) - set(parts):
+            raise CheckpointError(f"{key!r} lacks {len(missing)} of its {counts[key]} parts")
+        result[key] = torch.cat([parts[index] for index in sorted(parts)])
     return result
+
+
+def below(prefix: str, ours: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """Return rules for the same keys below a foreign prefix (no pattern) and one of ours.
+
+    Args:
+        prefix: As in ``diff_head.model.``, with its dot.
+        ours: As in ``generator.dit.``, with its dot.
+        rules: Rules of the part itself.
+    """
+    return tuple(
+        Rule(
+            re.escape(prefix) + rule.pattern,
+            None if rule.target is None else ours + rule.target,
+            rule.convert,
+            rule.rows,
+        )
+        for rule in rules
+    )
 
 
 _BLOCK_PARTS = (

@@ -2,6 +2,7 @@
 
 from unimm.latents.decoder import RAEDecoder, RAEDecoderConfig
 from unimm.latents.space import (
+    LatentKind,
     Latents,
     LatentSpace,
     LatentSpaceConfig,
@@ -13,6 +14,7 @@ from unimm.latents.space import (
 from unimm.latents.statistics import LatentStatistics, WelfordAccumulator
 
 __all__ = [
+    "LatentKind",
     "LatentSpace",
     "LatentSpaceConfig",
     "LatentStatistics",

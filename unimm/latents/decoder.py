@@ -13,7 +13,7 @@ from math import isqrt
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from metaquery.attention import attend
@@ -148,3 +148,10 @@ def sincos_positions(width: int, grid_size: int) -> Float[Tensor, "1 P width"]:
     rows = axis[:, None].expand(-1, grid_size, -1)
     table = torch.cat([columns, rows], dim=2).flatten(0, 1)
     return torch.cat([torch.zeros(1, width), table.float()])[None]
+
+
+def truncate_to_bytes(
+    pixels: Float[Tensor, "B 3 height width"],
+) -> UInt8[Tensor, "B 3 height width"]:
+    """Return 8-bit pixels as RAE and Scale-RAE store them: clipped and cut off, not rounded."""
+    return (pixels.detach().float().clamp(0, 1) * 255).byte()

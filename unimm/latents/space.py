@@ -6,7 +6,7 @@ Shape legend:
 
 from dataclasses import dataclass, field
 from math import isqrt
-from typing import Any, Literal, Protocol, assert_never, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,8 @@ from unimm.latents.decoder import RAEDecoderConfig
 
 Pixels = Float[Tensor, "B 3 height width"]
 Latents = Float[Tensor, "B N D"]
+
+LatentKind = Literal["siglip2", "dinov2", "dinov2_with_registers", "mae", "patches"]
 
 
 @runtime_checkable
@@ -40,32 +42,42 @@ class LatentSpaceConfig:
     """Which latent space to use and its size.
 
     Args:
-        kind: ``siglip2`` for real models; ``patches`` is an exact linear stand-in
+        kind: Architecture of the tower; ``patches`` is an exact linear stand-in
             that needs no weights, for tests.
-        image_size: Side of the square picture that the encoder reads, in pixels.
-        patch_size: Side of one token's patch, in pixels; divides ``image_size``.
+        image_size: Side of the square picture that the space encodes, in pixels.
+        patch_size: Side of one token's patch, in pixels; divides what the tower reads.
+        encoder_size: Side to which the tower's pictures are scaled first (bicubic, as RAE
+            does); None for ``image_size``.
         tower: Hugging Face vision config (``hidden_size``, ``num_hidden_layers``, ...)
-            of the ``siglip2`` tower; its ``hidden_size`` is the latent dim.
+            of the tower; its ``hidden_size`` is the latent dim. Positions are interpolated
+            where its own ``image_size`` differs from what it reads.
+        affine_norm: Keep the weights of the tower's last LayerNorm, as WebSSL latents do.
+        statistics: Whether raw features are standardised by a stored mean and scale.
         image_mean: Per-channel mean that the tower's pixels are centred by.
         image_std: Per-channel deviation that they are divided by.
         decoder: The pixel decoder; None for a space that only reads.
     """
 
-    kind: Literal["siglip2", "patches"] = "siglip2"
+    kind: LatentKind = "siglip2"
     image_size: int = 224
     patch_size: int = 14
+    encoder_size: int | None = None
     tower: dict[str, Any] = field(default_factory=dict)
+    affine_norm: bool = False
+    statistics: bool = False
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     decoder: RAEDecoderConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.patch_size < 1 or self.image_size % self.patch_size:
+        if self.patch_size < 1 or self.tower_size % self.patch_size:
+            name = "image_size" if self.encoder_size is None else "encoder_size"
             raise ValueError(
-                f"image_size ({self.image_size}) must be divisible by "
-                f"patch_size ({self.patch_size})"
+                f"{name} ({self.tower_size}) must be divisible by patch_size ({self.patch_size})"
             )
-        if self.decoder is not None and self.kind == "siglip2":
+        if self.kind == "siglip2" and self.affine_norm:
+            raise ValueError("affine_norm must be false for siglip2: its last norm is left out")
+        if self.decoder is not None and self.kind != "patches":
             self._check_decoder(self.decoder)
 
     def _check_decoder(self, decoder: RAEDecoderConfig) -> None:
@@ -85,7 +97,12 @@ class LatentSpaceConfig:
     @property
     def num_tokens(self) -> int:
         """Tokens per picture, N: a square grid."""
-        return (self.image_size // self.patch_size) ** 2
+        return (self.tower_size // self.patch_size) ** 2
+
+    @property
+    def tower_size(self) -> int:
+        """Side of the picture that the tower reads."""
+        return self.encoder_size or self.image_size
 
 
 class PatchLatents(nn.Module):
@@ -120,7 +137,9 @@ def build_latent_space(config: LatentSpaceConfig) -> "nn.Module & LatentSpace": 
 
             return SiglipLatents(config)
         case _:
-            assert_never(config.kind)
+            from unimm.latents.vit import ViTLatents  # imports transformers
+
+            return ViTLatents(config)
 
 
 def check_pixels(pixels: Tensor, image_size: int) -> None:
