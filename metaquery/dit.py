@@ -150,8 +150,8 @@ class DiTConfig:
         return cls(
             num_latent_tokens=16,
             latent_dim=8,
-            cond_dim=16,
-            hidden_dim=16,
+            cond_dim=32,
+            hidden_dim=32,
             depth=2,
             num_heads=2,
         )

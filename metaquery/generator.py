@@ -166,6 +166,7 @@ class LatentGenerator(nn.Module):
 
     forward = loss
 
+    @torch.no_grad()
     def velocity_fn(
         self,
         states: Float[Tensor, "B Q H"],
@@ -176,7 +177,7 @@ class LatentGenerator(nn.Module):
         guidance_rescale: float = 0.0,
         model: ConditionedFn | None = None,
     ) -> VelocityFn:
-        """Bind the condition and the guidance; the connector runs once, here.
+        """Bind the condition and the guidance for sampling; the connector runs once, here.
 
         Args:
             states: Hidden states at the query positions.

@@ -64,16 +64,16 @@ class Linear(nn.Linear):
     One product of all samples lets the kernel's blocking, and so the rounding,
     depend on the batch size. When it samples on a CPU in float32, this layer
     multiplies sample by sample in one batched call: a candidate keeps its bits
-    whatever else is drawn with it.
+    whatever else is drawn with it. (Elementwise functions see to the same where
+    widths are multiples of 32, the stride of their vector loops.)
     """
 
     def forward(self, x: Float[Tensor, "B *tokens W"]) -> Float[Tensor, "B *tokens V"]:
         if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
             return super().forward(x)
-        if x.ndim == 2:
-            return self.forward(x.unsqueeze(1)).squeeze(1)
+        samples = x.reshape(len(x), -1, x.shape[-1])
         weight = self.weight.t().expand(len(x), -1, -1)
-        return torch.baddbmm(self.bias, x, weight)
+        return torch.baddbmm(self.bias, samples, weight).view(*x.shape[:-1], -1)
 
 
 class RMSNorm(nn.Module):

@@ -42,7 +42,8 @@ def time_grid(num_steps: int, shift: float, *, end: float = 0.0) -> Float[Tensor
     """Return ``num_steps`` + 1 decreasing times, from exactly 1 down to the shifted ``end``."""
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    return shift_time(torch.linspace(1.0, end, num_steps + 1), shift)
+    even = torch.linspace(1.0, end, num_steps + 1, dtype=torch.float64)
+    return shift_time(even, shift).float()  # in float32, the shift of 1 may fall short of 1
 
 
 def _expand(dt: Tensor) -> Tensor:
@@ -91,6 +92,7 @@ STEPS: dict[Solver, StepFn] = {
 }
 
 
+@torch.no_grad()
 def steps(
     velocity_fn: VelocityFn,
     noise: Latents,
