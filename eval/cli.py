@@ -20,6 +20,7 @@ def main() -> None:
 
 @app.command()
 def scenes(
+    *,
     model: Annotated[
         str | None, typer.Option(help="Directory; the small model if not given.")
     ] = None,

@@ -1,0 +1,88 @@
+"""The verifier's pool of judged pictures."""
+
+import numpy as np
+import pytest
+import torch
+
+from training.stages.bank import PictureBank, judge_latents
+from unimm.latents import PatchLatents
+from unimm.scenes import Grammar, Prompt, render, sample_prompt, sample_scene
+
+
+def fill(bank: PictureBank, numbers: range, *, right_every: int = 3) -> None:
+    """Add pictures whose latents, prompt and verdict all tell their number."""
+    latents = torch.tensor([[[float(n)]] for n in numbers])
+    verdicts = torch.tensor([n % right_every == 0 for n in numbers])
+    bank.add([f"picture {n}" for n in numbers], latents, verdicts)
+
+
+def drawn_numbers(bank: PictureBank, count: int, *, seed: int = 0) -> list[int]:
+    """Return the numbers of drawn cases after checking that latents and prompt belong together."""
+    cases, latents = bank.draw(count, np.random.default_rng(seed))
+    numbers = [int(prompt.removeprefix("picture ")) for prompt, _ in cases]
+    assert latents.flatten().tolist() == numbers
+    assert [verdict for _, verdict in cases] == [n % 3 == 0 for n in numbers]
+    return numbers
+
+
+def test_the_newest_are_kept() -> None:
+    bank = PictureBank(10)
+    for start in range(0, 24, 4):
+        fill(bank, range(start, start + 4))
+        assert len(bank) == min(start + 4, 10)
+    assert set(drawn_numbers(bank, 200)) == set(range(14, 24))
+
+
+def test_more_than_fits_at_once_keeps_the_last() -> None:
+    bank = PictureBank(5)
+    fill(bank, range(12))
+    assert set(drawn_numbers(bank, 100)) == set(range(7, 12))
+
+
+def test_half_of_a_draw_is_right_however_rare_right_ones_are() -> None:
+    bank = PictureBank(100)
+    fill(bank, range(1, 100))
+    numbers = drawn_numbers(bank, 40)
+    assert sum(n % 3 == 0 for n in numbers) == 20
+    assert len(set(numbers)) > 25  # and not always the same
+
+
+@pytest.mark.parametrize("right_every", [1, 1000])
+def test_one_kind_alone_fills_the_draw(right_every: int) -> None:
+    bank = PictureBank(8)
+    fill(bank, range(1, 9), right_every=right_every)
+    cases, _ = bank.draw(6, np.random.default_rng(0))
+    assert [verdict for _, verdict in cases] == [right_every == 1] * 6
+
+
+def test_a_restored_bank_draws_the_same() -> None:
+    bank, restored = PictureBank(10), PictureBank(10)
+    fill(bank, range(14))
+    restored.load_state_dict(bank.state_dict())
+    assert drawn_numbers(restored, 30, seed=4) == drawn_numbers(bank, 30, seed=4)
+    fill(bank, range(14, 17))
+    fill(restored, range(14, 17))
+    assert drawn_numbers(restored, 30, seed=5) == drawn_numbers(bank, 30, seed=5)
+
+
+def test_a_restored_empty_bank_is_empty() -> None:
+    restored = PictureBank(10)
+    restored.load_state_dict(PictureBank(10).state_dict())
+    assert len(restored) == 0
+    fill(restored, range(3))
+    assert set(drawn_numbers(restored, 20)) == {0, 1, 2}
+
+
+def test_pictures_are_judged_by_their_own_prompts() -> None:
+    """Through exact latents a true picture is right, and wrong for another picture's prompt."""
+    rng = np.random.default_rng(0)
+    grammar = Grammar.small()
+    prompts: list[Prompt] = [sample_prompt(rng, grammar, skill="colors") for _ in range(6)]
+    others = [sample_prompt(rng, grammar, skill="counting") for _ in range(6)]
+    pictures = np.stack([render(sample_scene(rng, grammar, prompt)) for prompt in prompts])
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    space = PatchLatents(64, 16)
+    latents = space.encode(pixels)
+    assert judge_latents(space, prompts, latents).all()
+    assert not judge_latents(space, others, latents).any()
+    assert not judge_latents(space, prompts, torch.zeros_like(latents)).any()

@@ -1,0 +1,104 @@
+"""Recipes are checked to the last key before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.config import RunConfig
+from training.recipes import RECIPES, find_recipe, recipe_names
+from training.run import _config_class, run_recipe
+from unimm.config_io import dump_config, from_dict, load_config, read_tree
+from unimm.errors import ConfigError, UserError
+from unimm.scenes import Grammar
+
+
+def load(name: str) -> tuple[type[Any], Any]:
+    tree = read_tree(find_recipe(name))
+    config_class = _config_class(tree.pop("stage"))
+    return config_class, from_dict(config_class, tree)
+
+
+def test_the_three_stages_are_shipped() -> None:
+    assert {"scenes/vision", "scenes/decoder", "scenes/joint"} <= set(recipe_names())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_shipped_recipe_loads_and_is_written_back_whole(name: str, tmp_path: Path) -> None:
+    config_class, config = load(name)
+    dump_config(config, tmp_path / "config.yaml")
+    assert load_config(config_class, tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_trains_on_a_known_grammar_and_keeps_its_runs_apart(name: str) -> None:
+    _, config = load(name)
+    others = [load(other)[1] for other in recipe_names() if other != name]
+    assert config.run.output_dir not in [other.run.output_dir for other in others]
+    if hasattr(config, "init"):
+        assert config.init in [other.run.output_dir / "model" for other in others]
+    else:
+        assert Grammar.from_dict(config.model.grammar) in (Grammar.small(), Grammar.full())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.leraning_rate=1", "unknown key 'optimizer.leraning_rate'"),
+        ("optimiser.lr=1", "did you mean 'optimizer"),
+        ("model.generator.dit.dept=3", "did you mean 'model.generator.dit.depth'?"),
+        ("run.num_steps=many", "run.num_steps: "),
+        ("run.num_steps=2.5", "run.num_steps: "),
+        ("run.num_steps=0", "num_steps must be at least 1, got 0"),
+        ("optimizer.betas=[0.9]", "optimizer.betas"),
+        ("batch_size=1", "reading_batch_size must be from 1 to batch_size (1)"),
+        ("model.latents.patch_size=17", "image_size (64) must be divisible by patch_size (17)"),
+        ("model.generator.dit.latent_dim=7", "must equal channels of the latent space (192)"),
+        ("stage=visoin", "stage must be one of ('vision', 'decoder', 'joint'), got 'visoin'"),
+    ],
+)
+def test_a_slip_is_named_by_its_path_and_starts_nothing(
+    override: str, message: str, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    with pytest.raises(ConfigError) as caught:
+        run_recipe(find_recipe("scenes/vision"), [f"run.output_dir={run_dir}", override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not run_dir.exists()
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("stage: decoder\nrun: {output_dir: x, num_steps: 3}\n")
+    with pytest.raises(ConfigError, match=r"own\.yaml: init is missing"):
+        run_recipe(find_recipe(str(path)), [])
+
+
+def test_a_folder_or_gpu_that_is_not_there_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    recipe = find_recipe("scenes/vision")
+    with pytest.raises(UserError, match=r"cannot write run\.output_dir"):
+        run_recipe(recipe, [f"run.output_dir={tmp_path / 'file' / 'run'}"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=r"torch sees no GPU; use run\.device=cpu"):
+        run_recipe(recipe, [f"run.output_dir={tmp_path / 'run'}", "run.device=cuda"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_recipe_lists_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no recipe 'scenes/visoin'; choose .*scenes/vision"):
+        find_recipe("scenes/visoin")
+    assert find_recipe("scenes/vision") == RECIPES / "scenes" / "vision.yaml"
+    with pytest.raises(UserError, match="no recipe"):
+        find_recipe(str(tmp_path / "absent.yaml"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_steps": 0}, {"keep_last": 0}, {"ema_decay": 1.0}, {"seed": -1}]
+)
+def test_a_run_out_of_range_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RunConfig(**{"output_dir": tmp_path, "num_steps": 1} | wrong)
