@@ -1,8 +1,9 @@
 """The exact miniature world: prompts, pictures and questions whose answers can be checked."""
 
-from unimm.scenes.detect import UNKNOWN, Detection, detect, detect_background
+from unimm.scenes.detect import detect, detect_background
 from unimm.scenes.frozen import load_prompts
 from unimm.scenes.grammar import SPLITS, Grammar, prompts, split_of
+from unimm.scenes.grouping import Detection
 from unimm.scenes.judge import Verdict, judge
 from unimm.scenes.negatives import near_misses
 from unimm.scenes.parse import parse_prompt
@@ -20,6 +21,7 @@ from unimm.scenes.world import (
     SIZES,
     STYLES,
     TEXTURES,
+    UNKNOWN,
     Scene,
     SceneObject,
 )

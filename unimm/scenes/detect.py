@@ -1,7 +1,7 @@
 """An exact detector: the renderer's masks, fitted to what stands out from the background.
 
 It is proved on rendered pictures, also blurred and noisy ones. What stands out and fits no mask
-(a warped shape, two objects that touch) is reported as `UNKNOWN`, so that no picture with
+(a warped shape, two objects that touch) is reported as `world.UNKNOWN`, so that no picture with
 something odd in it is judged right.
 """
 
@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 
 from unimm.scenes.components import find_components
 from unimm.scenes.fitting import Float, padded
-from unimm.scenes.grouping import UNKNOWN, Detection, Surroundings, merge_fragments
+from unimm.scenes.grouping import Detection, Surroundings, merge_fragments
 from unimm.scenes.render import Picture, render_background
 from unimm.scenes.world import BACKGROUNDS, EDGE_MARGIN, PICTURE_SIZE, STYLES
-
-__all__ = ["UNKNOWN", "Detection", "detect", "detect_background"]
 
 _CONTRAST = 48.0
 """Distance in RGB from the background that stands out: half of white on sky, the faintest."""

@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 
 from unimm.scenes.components import Component
 from unimm.scenes.fitting import BLURS_PX, HALF_WINDOW, Float, fit_object
-
-UNKNOWN = "unknown"
-"""Shape, colour, size and texture of what fits no object of the world."""
+from unimm.scenes.world import UNKNOWN
 
 _MIN_FIT = 0.6
 """Share of what stands out that the best object must explain."""

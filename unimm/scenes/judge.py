@@ -6,7 +6,7 @@ from itertools import permutations
 from typing import Protocol
 
 from unimm.scenes.spec import ObjectSpec, Prompt, phrase_of, with_article
-from unimm.scenes.world import relation_between
+from unimm.scenes.world import UNKNOWN, relation_between
 
 
 class Seen(Protocol):
@@ -88,8 +88,10 @@ def _matches(one: Seen, spec: ObjectSpec) -> bool:
 
 def describe(seen: Sequence[Seen]) -> str:
     """Return the objects in words, as in `a small red solid circle and a ...`, or `nothing`."""
-    phrases = [
-        with_article(phrase_of(ObjectSpec(one.shape, one.colour, one.size, one.texture)))
-        for one in seen
-    ]
-    return " and ".join(phrases) or "nothing"
+    return " and ".join(map(_describe_one, seen)) or "nothing"
+
+
+def _describe_one(one: Seen) -> str:
+    if one.shape == UNKNOWN:
+        return "something of no known shape"
+    return with_article(phrase_of(ObjectSpec(one.shape, one.colour, one.size, one.texture)))

@@ -58,6 +58,9 @@ EDGE_MARGIN = 2
 
 MAX_OBJECTS = 5
 
+UNKNOWN = "unknown"
+"""Shape, colour, size and texture that the detector gives to what is no object of the world."""
+
 OUTLINE = {
     "circle": 1.0,
     "square": 1.42,

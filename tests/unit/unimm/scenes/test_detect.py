@@ -152,7 +152,9 @@ def test_what_is_no_shape_is_unknown_and_judged_wrong() -> None:
     (found,) = detect(picture)
     assert found.shape == UNKNOWN
     prompt = sample(1, seed=0)[0][0]
-    assert not judge(prompt, [found]).correct
+    verdict = judge(prompt, [found])
+    assert not verdict.correct
+    assert verdict.reason.endswith("found something of no known shape")
 
 
 def test_objects_that_touch_are_not_two_objects() -> None:
