@@ -38,6 +38,8 @@ class ChatStyle:
         ask: Asks ``{question}`` about a picture.
         verify: Asks whether a picture matches ``{prompt}``.
         describe: Asks for the text of a picture.
+        preface: Most tokens that the model may write before a picture; 0 opens the picture at
+            once. A model that was trained to say something first draws best after that.
         yes: Spellings of a positive answer; each must be one token.
         no: Spellings of a negative answer; each must be one token.
     """
@@ -47,6 +49,7 @@ class ChatStyle:
     ask: str = "{image}\n{question}"
     verify: str = "{prompt}\n{image}\nmatch?"
     describe: str = "{image}\ndescribe"
+    preface: int = 0
     yes: tuple[str, ...] = ("yes",)
     no: tuple[str, ...] = ("no",)
 
@@ -58,6 +61,8 @@ class ChatStyle:
                 raise ValueError(
                     f"{name} must contain each of {_braces(fields)} once, got {template!r}"
                 )
+        if self.preface < 0:
+            raise ValueError(f"preface must be at least 0, got {self.preface}")
         if not self.yes or not self.no or set(self.yes) & set(self.no):
             raise ValueError(f"yes {self.yes} and no {self.no} must be non-empty and differ")
 
@@ -69,6 +74,7 @@ class ChatStyle:
             draw="Generate an image of {prompt}",
             verify="{image}\nDoes this image align with the prompt: {prompt}?",
             describe="{image}\nDescribe this image.",
+            preface=512,
             yes=("yes", "Yes", "YES", " yes", " Yes", " YES"),
             no=("no", "No", "NO", " no", " No", " NO"),
         )

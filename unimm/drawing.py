@@ -5,13 +5,15 @@ Shape legend:
     D latent channels
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from metaquery.sampler import EvaluationCounter, steps
+from metaquery.flow import VelocityFn
+from metaquery.official import official_schedule
+from metaquery.sampler import EvaluationCounter, euler_step, steps
 from unimm.batching import batched, exact_batch_size
 from unimm.model import UniMM
 from unimm.options import ResolvedOptions
@@ -31,7 +33,10 @@ def read_prompts(
     model = reader.model
     tasks: list[DrawingTask] = []
     for chunk in batched(prompts, exact_batch_size(batch_size, model.device, model.dtype)):
-        state = reader.read([reader.template.draw(prompt) for prompt in chunk])
+        turns = [reader.template.draw(prompt) for prompt in chunk]
+        if reader.template.style.preface:
+            turns = [reader.with_preface(turn) for turn in turns]
+        state = reader.read(turns)
         for prompt, states in zip(chunk, state.hidden[:, -model.config.num_queries :], strict=True):
             index = first_index + len(tasks)
             tasks.append(DrawingTask(index=index, prompt=prompt, states=states))
@@ -68,20 +73,36 @@ class LatentSampler:
         model, options = self.model, self.options
         generator = model.generator
         counter = EvaluationCounter(generator.velocity)
+        is_official = options.sampler == "official"  # which never guides
         velocity_fn = generator.velocity_fn(
             torch.stack([draw.task.states for draw in draws]),
-            guidance_scale=options.guidance_scale,
+            guidance_scale=1.0 if is_official else options.guidance_scale,
             guidance_interval=options.guidance_interval,
             model=counter,
         )
-        x_t = self._noise(draws)
-        times = generator.times(options.num_steps)
-        for step in steps(velocity_fn, x_t, times, solver=options.sampler):
-            x_t = step.x_t
+        x_t = noise = self._noise(draws)
+        for state in self._path(velocity_fn, noise):
+            x_t = state
             if self.on_step is not None:
                 self.on_step(len(draws))
         nfe = counter.rows // len(draws)
         return [Drawn(latents=latents, nfe=nfe) for latents in x_t]
+
+    def _path(self, velocity_fn: VelocityFn, noise: Tensor) -> Iterator[Tensor]:
+        """Yield the latents after every step."""
+        generator, options = self.model.generator, self.options
+        if options.sampler != "official":
+            grid = generator.times(options.num_steps)
+            for step in steps(velocity_fn, noise, grid, solver=options.sampler):
+                yield step.x_t
+            return
+        x_t = noise.float()
+        shift = generator.config.timestep_shift
+        for t, t_next in official_schedule(options.num_steps, shift):
+            times = x_t.new_full((2, len(x_t)), t)
+            times[1] = t_next
+            x_t, _ = euler_step(velocity_fn, x_t, times[0], times[1])
+            yield x_t
 
     def _noise(self, draws: Sequence[Draw]) -> Float[Tensor, "K N D"]:
         latents = self.model.config.latents

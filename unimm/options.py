@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from metaquery.sampler import Solver
 from unimm.errors import UserError
 
-SamplerName = Solver
+SamplerName = Literal["euler", "heun", "midpoint", "official"]
 VerifierName = Literal["yes_no", "prompt_likelihood"]
 
 MAX_SEED = 2**64 - 1
@@ -20,7 +19,8 @@ class SamplingDefaults:
         num_steps: Sampler steps from noise to a picture.
         guidance_scale: Weight of classifier-free guidance; 1 turns it off.
         guidance_interval: Times, from 0 (data) to 1 (noise), between which guidance is on.
-        sampler: How a step is taken.
+        sampler: How a step is taken; ``official`` repeats Scale-RAE's released sampler, with its
+            errors: a wrong last step, and no guidance.
         verifier: How candidates are scored.
     """
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from unimm.batching import batched, exact_batch_size
 from unimm.chat import ChatTemplate
 from unimm.checkpoint import load_model, read_config, save_checkpoint
+from unimm.checkpoints.foreign import is_foreign, load_scale_rae
 from unimm.device import check_generation_memory, parse_device
 from unimm.drawing import StepHook, read_prompts
 from unimm.errors import LatentsError, UserError
@@ -72,7 +73,7 @@ class Pipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """Load a model.
+        """Load a model: one of ours, or Scale-RAE's as it was released.
 
         Args:
             name: A directory or hub id; None for the small model in the package.
@@ -85,6 +86,9 @@ class Pipeline:
         """
         target = parse_device(device)
         directory = locate_model(name)
+        if is_foreign(directory):
+            foreign = load_scale_rae(directory, device=target, dtype=dtype)
+            return cls(foreign.model, foreign.tokenizer, card=foreign.card)
         config, space = read_config(directory)
         tokenizer = load_tokenizer(directory)
         model = load_model(directory, config, device=target, dtype=dtype)
@@ -119,6 +123,7 @@ class Pipeline:
         prompts: str | Sequence[str],
         options: GenerationOptions | None = None,
         *,
+        first_index: int = 0,
         progress: Progress | None = None,
     ) -> list[Generation]:
         """Draw a picture for each prompt: the best of ``options.best_of`` candidates.
@@ -126,6 +131,7 @@ class Pipeline:
         Args:
             prompts: One prompt or several; its position is part of a prompt's seeds.
             options: How to draw.
+            first_index: Position of the first prompt in a longer list that is drawn piece by piece.
             progress: See :data:`Progress`.
 
         Raises:
@@ -142,9 +148,8 @@ class Pipeline:
         for group in batched(prompts, max(1, size // chosen.best_of)):
             watch = Stopwatch(self.model.device)
             with watch.phase("prompt"):
-                tasks = read_prompts(
-                    self.reader, group, first_index=len(generations), batch_size=size
-                )
+                index = first_index + len(generations)
+                tasks = read_prompts(self.reader, group, first_index=index, batch_size=size)
             generations += draw_pictures(self.reader, tasks, chosen, watch, on_step=on_step)
         return generations
 

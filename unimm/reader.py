@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unimm.chat import ChatTemplate, ImageSegment, Segment
+from unimm.chat import ChatTemplate, ImageSegment, Segment, TextSegment
 from unimm.errors import UserError
 from unimm.language import State
 from unimm.layout import sequence_length
@@ -96,6 +96,25 @@ class Reader:
                 break
             state = self.read_tokens(token_ids.to(self.model.device), state)
         return written
+
+
+    def with_preface(self, turn: Sequence[Segment]) -> list[Segment]:
+        """Return a turn that ends in a picture to draw, with what the model says before it.
+
+        The model writes until it opens the picture itself; one that ends its turn instead, or
+        goes on for too long, has the picture opened for it.
+        """
+        template = self.template
+        *before, opening, queries = turn
+        room = self.model.lm.context_length - self.length(turn)
+        limit = min(template.style.preface, room)
+        if limit < 1:
+            return list(turn)
+        stop = (template.image_start_id, template.turn_end_id, template.pad_id)
+        state, options = self.read([before]), TextOptions(max_new_tokens=limit)
+        (tokens,) = self.write(state, options, stop_ids=stop)
+        spoken = [TextSegment(tuple(tokens))] if tokens else []
+        return [*before, *spoken, opening, queries]
 
 
 def split_at_image(sequence: Sequence[Segment]) -> tuple[list[Segment], list[Segment]]:

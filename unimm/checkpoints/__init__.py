@@ -1,0 +1,1 @@
+"""Read other systems' released files: key maps, readers, conversion."""

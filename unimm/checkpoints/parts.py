@@ -11,7 +11,8 @@ DECODERS = {
 }
 """The released decoder of each kind of latents that Scale-RAE draws."""
 
-_PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.pt")
+PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.txt", "README.md")
+"""Files of a released model or part."""
 
 
 def find_part(
@@ -33,13 +34,13 @@ def find_part(
         CheckpointError: It is nowhere.
     """
     if given is not None:
-        return locate_model(given, patterns=_PATTERNS)
+        return locate_model(given, patterns=PATTERNS)
     beside = directory.absolute().parent / repository.rpartition("/")[2]
     for candidate in (directory / folder, beside):
         if candidate.is_dir():
             return candidate
     try:
-        return locate_model(repository, patterns=_PATTERNS)
+        return locate_model(repository, patterns=PATTERNS)
     except CheckpointError as error:
         raise CheckpointError(
             f"{directory} has no folder {folder}, there is no {beside}, and {error}; "

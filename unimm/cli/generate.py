@@ -1,7 +1,7 @@
 """``unimm generate``: a prompt to a picture."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -19,6 +19,7 @@ from unimm.cli.output import print_json, progress_bar, stdout, stdout_kept_clean
 
 if TYPE_CHECKING:
     from unimm.generation import Generation
+    from unimm.options import SamplerName
     from unimm.pipeline import Pipeline
 
 
@@ -36,6 +37,15 @@ def generate(
         float | None,
         typer.Option(
             metavar="G", help="How closely to follow the prompt.", show_default="the model's"
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="`euler`, `heun` or `midpoint`; `official` repeats Scale-RAE's released sampler, "
+            "errors included.",
+            show_default="the model's",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="I", help="Same seed, same picture.")] = 0,
@@ -74,7 +84,12 @@ def generate(
         from unimm.options import GenerationOptions
 
         options = GenerationOptions(
-            best_of=best_of, num_steps=steps, guidance_scale=guidance_scale, seed=seed
+            best_of=best_of,
+            num_steps=steps,
+            guidance_scale=guidance_scale,
+            # Any other text is refused, with the names that are known.
+            sampler=cast("SamplerName | None", sampler),
+            seed=seed,
         )
         with working("loading the model", quiet=as_json):
             pipeline = load_pipeline(model, device=device, dtype=dtype)
