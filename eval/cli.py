@@ -69,3 +69,41 @@ def scenes(
         with atomic_write(out) as file:
             file.write(document.encode() + b"\n")
     sys.stdout.write(document + "\n")
+
+
+@app.command()
+def speed(
+    *,
+    model: Annotated[
+        str | None, typer.Option(help="Directory; the small model if not given.")
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Pictures drawn together; may be repeated.")
+    ] = None,
+    best_of: Annotated[int, typer.Option(min=1, help="Candidates of one shared call.")] = 8,
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampler steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=1.0)] = None,
+    num_runs: Annotated[int, typer.Option(min=1, help="Timed runs of each figure.")] = 5,
+    device: Annotated[str, typer.Option()] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+) -> None:
+    """Time a picture by phase, throughput by batch size, and what best-of-N shares.
+
+    Prints tables and, as the last line, the same figures as JSON.
+
+    **Example:** `unimm eval speed --batch-size 1 --batch-size 8 --dtype bfloat16`
+    """
+    from .speed import SpeedSettings, run  # imports torch
+
+    run(
+        SpeedSettings(
+            model=model,
+            batch_sizes=tuple(batch_size or (1, 4, 16)),
+            best_of=best_of,
+            num_steps=steps,
+            guidance_scale=guidance_scale,
+            num_runs=num_runs,
+            device=device,
+            dtype=dtype,
+        )
+    )
