@@ -67,6 +67,16 @@ def place(key: str, rules: Iterable[Rule]) -> Placed:
     raise CheckpointError(f"unexpected tensor {key!r}: this layout has no such key")
 
 
+def rename(key: str, rules: Iterable[Rule]) -> tuple[str | None, Convert | None]:
+    """Return our name for a foreign key (None if it is dropped) and its conversion.
+
+    Raises:
+        CheckpointError: If no rule knows the key.
+    """
+    placed = place(key, rules)
+    return placed.key, placed.convert
+
+
 def apply_rules(state: Mapping[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:
     """Return a foreign state dict under our keys.
 

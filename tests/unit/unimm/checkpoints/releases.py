@@ -28,13 +28,15 @@ from unimm.model import UniMM
 from unimm.options import SamplingDefaults
 from unimm.testing import tiny_tokenizer
 
-DIM, WIDTH, TOKENS = 16, 32, 16
+DIM, TOKENS = 16, 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Which variant of a release."""
+    """Which variant and size of a release."""
 
+    width: int = 32
+    depth: int = 1
     tied: bool = True
     stores_head: bool = False
     ddt: bool = False
@@ -59,17 +61,17 @@ def config_of(options: Options) -> UniMMConfig:
     dit = DiTConfig(
         num_latent_tokens=TOKENS,
         latent_dim=DIM,
-        cond_dim=WIDTH,
-        hidden_dim=WIDTH,
-        depth=1,
+        cond_dim=options.width,
+        hidden_dim=options.width,
+        depth=options.depth,
         num_heads=2,
-        ddt_dim=48 if options.ddt else WIDTH,
+        ddt_dim=48 if options.ddt else options.width,
         ddt_depth=1 if options.ddt else 0,
         ddt_heads=3 if options.ddt else 2,
     )
     return UniMMConfig(
         language={
-            "hidden_size": WIDTH,
+            "hidden_size": options.width,
             "intermediate_size": 64,
             "num_hidden_layers": 1,
             "num_attention_heads": 4,
@@ -101,7 +103,7 @@ def config_of(options: Options) -> UniMMConfig:
             ),
         ),
         generator=GeneratorConfig(
-            connector=ConnectorConfig(kind="linear", in_dim=WIDTH, out_dim=WIDTH),
+            connector=ConnectorConfig(kind="linear", in_dim=options.width, out_dim=options.width),
             dit=dit,
             condition_dropout=options.dropout,
         ),
@@ -125,7 +127,7 @@ def official_config(options: Options) -> dict[str, Any]:
         "model_type": "cambrian_qwen",
         "architectures": ["ScaleRAEQwenForCausalLM"],
         "vocab_size": len(tiny_tokenizer()),
-        "hidden_size": WIDTH,
+        "hidden_size": options.width,
         "intermediate_size": 64,
         "num_hidden_layers": 1,
         "num_attention_heads": 4,
@@ -138,11 +140,11 @@ def official_config(options: Options) -> dict[str, Any]:
         "mm_vision_tower_aux_list": ["owner/eyes-interp16"],
         "mm_projector_type": "mlp2x_gelu",
         "vision_loss": "ddt-loss" if options.ddt else "diffusion-loss",
-        "diffusion_model_hidden_size": size(WIDTH, 48),
-        "diffusion_model_depth": size(1, 1),
+        "diffusion_model_hidden_size": size(options.width, 48),
+        "diffusion_model_depth": size(options.depth, 1),
         "diffusion_model_heads": size(2, 3),
         "diffusion_model_channels": DIM,
-        "diffusion_model_z_channels": WIDTH,
+        "diffusion_model_z_channels": options.width,
         "diffusion_class_dropout_prob": options.dropout,
         "diffusion_base_dim": None,
     }
@@ -181,7 +183,7 @@ def official_keys(options: Options) -> list[str]:
         keys.append("lm_head.weight")
     if options.ddt:
         keys += _linear("diff_head.model.s_embedder.proj", "diff_head.model.s_projector")
-    for index in range(2 if options.ddt else 1):
+    for index in range(options.depth + options.ddt):
         keys += _with(f"{block}.{index}", "norm1.weight", "norm2.weight")
         keys += _linear(
             *_with(
@@ -277,9 +279,11 @@ def official_state(model: UniMM, options: Options) -> dict[str, Tensor]:
     dit = model.config.generator.dit
     rules = model_rules(dit.depth, dit.ddt_depth, tied=options.tied)
     state = collect(official_keys(options), rules, dict(model.state_dict()))
-    state["diff_head.model.pos_embed"] = sincos_embedding(TOKENS, WIDTH)[None]
+    state["diff_head.model.pos_embed"] = sincos_embedding(TOKENS, options.width)[None]
     name = "enc_rope" if options.ddt else "feat_rope"
-    state[f"diff_head.model.{name}.freqs_cos"] = grid_rope(TOKENS, WIDTH // 2)[0].contiguous()
+    state[f"diff_head.model.{name}.freqs_cos"] = grid_rope(TOKENS, options.width // 2)[
+        0
+    ].contiguous()
     return {options.prefix + key: tensor for key, tensor in state.items()}
 
 
