@@ -12,12 +12,12 @@ from rich.progress import track
 from unimm.errors import UserError
 from unimm.options import GenerationOptions
 from unimm.pipeline import Pipeline
-from unimm.scenes import Prompt, load_prompts
+from unimm.scenes import Prompt
 
 from .drawing import draw_outcomes, summarise
 from .reading import measure_reading
 from .reconstruction import measure_reconstruction
-from .samples import grammar_name, grammar_of, true_samples
+from .samples import frozen_prompts, grammar_of, true_samples
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _GROUP_SIZE = 16
@@ -57,9 +57,8 @@ def measure(settings: Settings) -> dict[str, Any]:
             measure_reading(pipeline, samples, grammar, seed=settings.seed, per_picture=4)
         )
     if "drawing" in settings.parts:
-        name = grammar_name(grammar)
         results["drawing"] = {
-            split: _measure_split(pipeline, load_prompts(name, split), settings, split)
+            split: _measure_split(pipeline, frozen_prompts(grammar, split), settings, split)
             for split in settings.splits
         }
     return results

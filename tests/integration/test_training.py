@@ -94,7 +94,6 @@ TINY = {
         "bank.batch_size=4",
         "bank.rows=2",
         "bank.num_steps=2",
-        "model.grammar.sizes=[small, large]",
         "model.generator.dit.hidden_dim=32",
         "model.generator.dit.depth=1",
         "model.generator.dit.num_heads=2",

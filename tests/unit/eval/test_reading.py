@@ -7,9 +7,9 @@ from PIL import Image
 
 from eval.scenes.reading import balanced, measure_reading
 from eval.scenes.reconstruction import measure_reconstruction
-from eval.scenes.samples import grammar_name, true_samples
+from eval.scenes.samples import frozen_prompts, true_samples
 from unimm.errors import UserError
-from unimm.scenes import Grammar, judge
+from unimm.scenes import Grammar, judge, load_prompts
 
 
 def test_balanced_accuracy_weighs_answers_alike() -> None:
@@ -37,11 +37,26 @@ def test_samples_are_the_same_every_time_and_true() -> None:
     assert all(judge(s.prompt, s.scene.objects).correct for s in samples)
 
 
-def test_grammars_without_frozen_prompts_are_named() -> None:
-    assert grammar_name(Grammar.small()) == "small"
-    assert grammar_name(Grammar.full()) == "full"
-    with pytest.raises(UserError, match="frozen prompts for the grammars small and full only"):
-        grammar_name(replace(Grammar.small(), max_objects=2))
+@pytest.mark.parametrize("name", ["small", "full"])
+def test_a_listed_grammar_is_asked_its_whole_list(name: str) -> None:
+    grammar = {"small": Grammar.small(), "full": Grammar.full()}[name]
+    assert frozen_prompts(grammar, "pair") == list(load_prompts(name, "pair"))
+
+
+def test_a_grammar_inside_a_listed_one_is_asked_what_it_knows() -> None:
+    large = replace(Grammar.small(), sizes=("large",))
+    asked = frozen_prompts(large, "train")
+    left_out = [p for p in load_prompts("small", "train") if p not in asked]
+    assert left_out
+    assert all(" small " in prompt.text for prompt in left_out)
+    assert not any(" small " in prompt.text for prompt in asked)
+
+
+def test_a_split_without_prompts_is_named() -> None:
+    with pytest.raises(UserError, match="no frozen prompts small/count_five"):
+        frozen_prompts(Grammar.small(), "count_five")
+    with pytest.raises(UserError, match="has no prompt of split 'relation'"):
+        frozen_prompts(replace(Grammar.small(), max_objects=1), "relation")
 
 
 class KnowingPipeline:

@@ -24,6 +24,7 @@ def test_the_decoder_beats_every_picture_that_ignores_the_latents(
         init=vision_model,
         optimizer=OptimizerConfig(lr=5e-3, warmup_steps=5, decay_share=0.3),
         batch_size=24,
+        edge_weight=0.0,
     )
     stage = DecoderStage(config)
     engine = LocalEngine(stage.groups(), config.optimizer, num_steps=NUM_STEPS)
