@@ -289,7 +289,7 @@ class DiT(nn.Module):
         """Return the velocity at ``x_t``.
 
         Args:
-            x_t: Noisy latents.
+            x_t: Noisy latents, in float32 or the model's dtype.
             t: Time of each sample, 0 for data and 1 for noise.
             condition: One vector per token or one per sample; None for the learned null.
             drop: True where the null condition replaces the sample's own.
@@ -298,16 +298,17 @@ class DiT(nn.Module):
         mixed = time + self._condition(condition, drop)  # (B, M, C)
         if self.config.cond_silu:
             mixed = F.silu(mixed)
-        x = self.latent_embed(x_t)
+        latents = x_t.to(self.latent_embed.weight.dtype)
+        x = self.latent_embed(latents)
         if self.positions is not None:
             x = x + self.positions().to(x.dtype)
         activated = F.silu(mixed)
         x = self.blocks(x, activated)
         if self.head is not None:
-            x, activated = self.head(x_t, x + time if self.config.ddt_time else x)
+            x, activated = self.head(latents, x + time if self.config.ddt_time else x)
         output: Tensor = self.final(x, activated)
         if self.config.prediction == "x_0":
-            return x_0_to_velocity(x_t, output, t).to(output.dtype)
+            return x_0_to_velocity(x_t, output, t)
         return output
 
     def _condition(self, condition: Tensor | None, drop: Tensor | None) -> Tensor:

@@ -98,8 +98,8 @@ class LatentGenerator(nn.Module):
     def velocity(
         self, x_t: Latents, t: Times, condition: Float[Tensor, "B Q C"]
     ) -> Float[Tensor, "B N D"]:
-        """Return the DiT's velocity; latents are cast to its dtype, times never."""
-        velocity: Tensor = self.dit(x_t.to(self.dit.latent_embed.weight.dtype), t, condition)
+        """Return the DiT's velocity; it casts latents to its dtype, times never."""
+        velocity: Tensor = self.dit(x_t, t, condition)
         return velocity
 
     def null_condition(self, batch: int) -> Float[Tensor, "{batch} 1 C"]:
@@ -144,9 +144,7 @@ class LatentGenerator(nn.Module):
         condition = self.condition(states)
 
         def velocity_fn(x_t: Tensor, t: Tensor) -> Tensor:
-            velocity: Tensor = self.dit(
-                x_t.to(self.dit.latent_embed.weight.dtype), t, condition, drop
-            )
+            velocity: Tensor = self.dit(x_t, t, condition, drop)
             return velocity
 
         return flow_matching_losses(velocity_fn, x_0, noise=noise, t=t)
