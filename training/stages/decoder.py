@@ -6,7 +6,7 @@ Shape legend:
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,7 @@ class DecoderConfig:
         edge_weight: How much more an error at a full-contrast edge counts than one on a plain
             surface: edges are few pixels, but they are what tells shapes apart.
         grammar: Keys of the stored grammar to narrow, such as ``sizes: [large]``.
+        export_dtype: Of the exported weights.
     """
 
     run: RunConfig
@@ -56,6 +57,7 @@ class DecoderConfig:
     l2_weight: float = 10.0
     edge_weight: float = 4.0
     grammar: dict[str, Any] = field(default_factory=dict)
+    export_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class DecoderStage:
@@ -122,7 +124,11 @@ class DecoderStage:
 
     def export(self, directory: Path) -> None:
         save_checkpoint(
-            directory, self.model, self.tokenizer, readme="Decoder stage: see the vision stage.\n"
+            directory,
+            self.model,
+            self.tokenizer,
+            readme="Decoder stage: see the stages before.\n",
+            dtype=getattr(torch, self.config.export_dtype),
         )
 
 
