@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from unimm.checkpoints.assemble import Slots, empty_parameters
+from unimm.checkpoints.tensors import TensorFolder
 from unimm.config import UniMMConfig
 from unimm.config_io import from_dict, to_dict
 from unimm.errors import CheckpointError, ConfigError
@@ -111,14 +113,15 @@ def load_model(
     stored = {name: shape for path in files for name, shape in _read_shapes(path)}
     needed = sum(torch.Size(shape).numel() for shape in stored.values()) * dtype.itemsize
     check_memory(needed, device, f"the model in {directory}")
-    model = UniMM(config).to(dtype)
-    target = unique_state(model)
-    check_tensors(directory, stored, {name: tuple(t.shape) for name, t in target.items()})
+    with empty_parameters():
+        model = UniMM(config)
+    slots = Slots(model, device=device, dtype=dtype)
+    check_tensors(directory, stored, slots.shapes)
     for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                target[name].copy_(file.get_tensor(name))
-    return model.to(device).eval().requires_grad_(False)
+        for name, tensor in TensorFolder.of_file(path).read():
+            slots.put(name, tensor, where=f"{path}: {name}")
+    slots.finish(where=directory)
+    return model.eval().requires_grad_(False)
 
 
 def unique_state(model: nn.Module) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unimm.checkpoints.keymap import Rule, place
-from unimm.checkpoints.tensors import TensorFolder
+from unimm.checkpoints.tensors import Shape, TensorFolder
 from unimm.errors import CheckpointError
 
 LoadProgress = Callable[[int, int], None]
@@ -78,6 +78,15 @@ class Slots:
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self._names.setdefault(id(parameter), []).append(name)
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Shapes of what a file should hold: tied parameters once, under their first name."""
+        return {
+            key: tuple(tensor.shape)
+            for key, tensor in self.expected.items()
+            if self._aliases(key)[0] == key
+        }
 
     def put(
         self, key: str, tensor: Tensor, *, rows: tuple[int, int] | None = None, where: str

@@ -1,7 +1,7 @@
 """Tensors in files, read one at a time: safetensors or PyTorch's pickles, one file or shards.
 
-Only tensors are ever unpickled. Files are mapped into memory and given back every quarter of a
-gigabyte, so that reading a model costs no second copy of it.
+Only tensors are ever unpickled. Files are mapped into memory and given back every 32 MiB, so that
+reading a model costs no second copy of it.
 """
 
 import json
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
-_RELEASE_AFTER = 2**28
+_RELEASE_AFTER = 2**25
 # Inside a training checkpoint, the averaged weights come first.
 _NESTED = ("ema", "model", "state_dict")
 _UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, SafetensorError)
