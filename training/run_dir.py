@@ -1,10 +1,14 @@
 """The directory of a run: whether it can be written, and what to say when it no longer can."""
 
 import errno
+import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from unimm.errors import OutputError, UnimmError, UserError
 
@@ -42,11 +46,20 @@ def explained_write_errors(run_dir: Path) -> Iterator[None]:
         yield
     except UnimmError:
         raise
-    except OSError as error:
-        if error.errno not in _NO_SPACE + _REFUSED:
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        if number not in _NO_SPACE + _REFUSED:
             raise
-        reason = "the disk is full" if error.errno in _NO_SPACE else str(error.strerror).lower()
+        reason = "the disk is full" if number in _NO_SPACE else os.strerror(number).lower()
         raise OutputError(
             f"cannot write into {run_dir}: {reason}; mend that and give the same command again, "
             f"it goes on from the last checkpoint"
         ) from error
+
+
+def _error_number(error: OSError | SafetensorError) -> int:
+    """Return the system's number of an error; safetensors tells it in its message alone."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    told = re.search(r"os error (\d+)", str(error))
+    return int(told[1]) if told else 0

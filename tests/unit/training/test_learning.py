@@ -10,7 +10,7 @@ from training.engine import LocalEngine
 from training.loop import step_generator
 from training.stages.decoder import DecoderConfig, DecoderStage
 
-NUM_STEPS = 80
+NUM_STEPS = 60
 NUM_JUDGED = 5
 
 
@@ -23,7 +23,7 @@ def test_the_decoder_beats_every_picture_that_ignores_the_latents(
         run=RunConfig(output_dir=tmp_path, num_steps=NUM_STEPS, precision="float32"),
         init=vision_model,
         optimizer=OptimizerConfig(lr=5e-3, warmup_steps=5, decay_share=0.3),
-        batch_size=24,
+        batch_size=16,
         edge_weight=0.0,
     )
     stage = DecoderStage(config)

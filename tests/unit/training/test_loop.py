@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 
 from training.checkpoint import load_latest
@@ -183,12 +184,28 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path)
     assert not (tmp_path / "new").exists()
 
 
-def test_a_full_disk_is_named_with_the_way_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_named_with_the_way_on(tmp_path: Path, error: Exception) -> None:
     expected = pytest.raises(OutputError, match=r"the disk is full; .* goes on from the last check")
     with expected, explained_write_errors(tmp_path):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
 
-def test_errors_that_have_nothing_to_do_with_writing_pass(tmp_path: Path) -> None:
-    with pytest.raises(ConnectionResetError), explained_write_errors(tmp_path):
-        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        OSError("without a number"),
+        SafetensorError("invalid header"),
+    ],
+)
+def test_errors_that_have_nothing_to_do_with_writing_pass(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, explained_write_errors(tmp_path):
+        raise error
+    assert caught.value is error
