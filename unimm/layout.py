@@ -10,7 +10,7 @@ Shape legend:
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -42,9 +42,9 @@ class Layout:
     image_index: Int[Tensor, "image_positions"]
     query_index: Int[Tensor, "query_positions"]
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "Layout":
         """Return the layout on another device."""
-        return type(self)(*(getattr(self, f.name).to(device) for f in fields(self)))
+        return Layout(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     @property
     def is_dense(self) -> bool:

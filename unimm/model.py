@@ -6,7 +6,7 @@ Shape legend:
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -54,7 +54,7 @@ class UniMM(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.queries.embeddings.dtype
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UniMM":
         """Keep buffers in float32 when the weights are cast.
 
         Rotary frequencies in half precision would turn distant positions by other angles, so a

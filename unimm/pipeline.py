@@ -6,7 +6,6 @@ Shape legend:
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -72,7 +71,7 @@ class Pipeline:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
-    ) -> Self:
+    ) -> "Pipeline":
         """Load a model: one of ours, or Scale-RAE's as it was released.
 
         Args:

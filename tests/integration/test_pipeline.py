@@ -139,6 +139,8 @@ def test_a_prompt_is_bit_identical_whatever_its_company(pipeline: Pipeline) -> N
     other = pipeline.generate(["a red circle", PROMPT], options)[1]
     assert torch.equal(together[1].latents, other.latents)
     assert together[1].candidates[0].seed != alone.candidates[0].seed
+    (piece,) = pipeline.generate(PROMPT, options, first_index=1)
+    assert torch.equal(together[1].latents, piece.latents)
 
 
 def test_off_float32_candidates_share_batches(
