@@ -63,6 +63,10 @@ def check_vit_decoder(fixture: Fixture) -> None:
 KINDS = {"dinov2": "dinov2_with_registers", "siglip2": "siglip2", "mae": "mae"}
 
 
+def _triple(values: list[float]) -> tuple[float, float, float]:
+    return values[0], values[1], values[2]
+
+
 def _space(fixture: Fixture) -> TowerLatents:
     config, weights = fixture.config, fixture.weights
     tower = config["hf_config"].get("vision_config", config["hf_config"])
@@ -78,8 +82,8 @@ def _space(fixture: Fixture) -> TowerLatents:
         encoder_size=config["encoder_input_size"],
         patch_size=config["patch"],
         tower={key: value for key, value in tower.items() if key != "patch_size"},
-        image_mean=tuple(config["image_mean"]),
-        image_std=tuple(config["image_std"]),
+        image_mean=_triple(config["image_mean"]),
+        image_std=_triple(config["image_std"]),
         statistics=True,
         decoder=decoder,
     )

@@ -70,6 +70,8 @@ class RAEDecoderConfig:
 class RAEDecoder(nn.Module):
     """Turn latent tokens into pixels, normalised as the encoder's input was."""
 
+    positions: Tensor
+
     def __init__(self, config: RAEDecoderConfig) -> None:
         super().__init__()
         self.config = config
@@ -115,13 +117,15 @@ class DecoderBlock(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "B P W"]) -> Float[Tensor, "B P W"]:
         hidden = hidden + self._attention(self.norm1(hidden))
-        return hidden + self.fc2(F.gelu(self.fc1(self.norm2(hidden))))
+        update: Tensor = self.fc2(F.gelu(self.fc1(self.norm2(hidden))))
+        return hidden + update
 
     def _attention(self, hidden: Float[Tensor, "B P W"]) -> Float[Tensor, "B P W"]:
         qkv = self.qkv(hidden).unflatten(-1, (3, self.num_heads, -1))  # (B, P, 3, heads, d)
         query, key, value = qkv.transpose(1, 3).unbind(2)  # each (B, heads, P, d)
         mixed = attend(query, key, value)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        projected: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return projected
 
 
 def unpatchify(

@@ -4,6 +4,8 @@ Shape legend:
     B batch      N latent tokens      D latent channels
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +26,9 @@ class TowerLatents(nn.Module):
         tower: The frozen tower.
     """
 
+    tower: Any  # one of several classes of transformers
+    image_mean: Tensor
+    image_std: Tensor
     latent_mean: Tensor
     latent_scale: Tensor
 

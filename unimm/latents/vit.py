@@ -63,6 +63,8 @@ def build_tower(config: LatentSpaceConfig) -> nn.Module:
         settings["mask_ratio"] = 0.0
     tower: nn.Module = model_class(config_class(**settings))
     if not config.affine_norm:
-        eps = tower.layernorm.eps
-        tower.layernorm = nn.LayerNorm(config.dim, eps=eps, elementwise_affine=False)
+        norm = tower.get_submodule("layernorm")
+        assert isinstance(norm, nn.LayerNorm)
+        plain = nn.LayerNorm(config.dim, eps=norm.eps, elementwise_affine=False)
+        tower.register_module("layernorm", plain)
     return tower

@@ -1,6 +1,7 @@
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,7 @@ def test_empty_parameters_hold_nothing_and_leave_torch_as_it_was() -> None:
     with empty_parameters():
         model = nn.BatchNorm1d(3)
     assert model.weight.is_meta
+    assert model.running_mean is not None
     assert not model.running_mean.is_meta
     assert nn.Module.register_parameter is register
     assert not nn.Linear(1, 1).weight.is_meta
@@ -80,7 +82,7 @@ def test_empty_parameters_hold_nothing_and_leave_torch_as_it_was() -> None:
 
 def test_tied_parameters_stay_tied(tmp_path: Path) -> None:
     with empty_parameters():
-        model = nn.Module()
+        model: Any = nn.Module()
         model.first, model.second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
         model.second.weight = model.first.weight
     torch.save({"first.weight": torch.ones(2, 2)}, tmp_path / "model.pt")
