@@ -159,9 +159,8 @@ class Stage:
 
     def metrics(self, run: str) -> list[str]:
         """Return the lines of the metrics without what depends on the clock, as text: NaN too."""
-        rows: list[dict[str, Any]] = [
-            json.loads(line) for line in (self.folder / run / "metrics.jsonl").open()
-        ]
+        lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
+        rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
         return [json.dumps({k: v for k, v in row.items() if k != "samples_per_s"}) for row in rows]
 
     def checkpoints(self, run: str) -> list[str]:

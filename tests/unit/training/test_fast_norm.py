@@ -68,7 +68,8 @@ def test_a_language_model_keeps_its_weights_and_its_outputs() -> None:
         num_attention_heads=2,
         num_key_value_heads=1,
     )
-    model = Qwen2ForCausalLM(config).eval()
+    model: torch.nn.Module = Qwen2ForCausalLM(config)
+    model.eval()
     names = list(model.state_dict())
     tokens = torch.arange(12)[None]
     with torch.no_grad():

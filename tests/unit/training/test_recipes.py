@@ -102,4 +102,4 @@ def test_an_unknown_recipe_lists_what_there_is(tmp_path: Path) -> None:
 )
 def test_a_run_out_of_range_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        RunConfig(**{"output_dir": tmp_path, "num_steps": 1} | wrong)
+        RunConfig(output_dir=tmp_path, **{"num_steps": 1, **wrong})
