@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DINOv3ViTConfig, DINOv3ViTModel
 
 from tests.parity.harness import FORWARD, Check, Fixture, assert_close, to_tokens
@@ -87,7 +87,7 @@ def _space(fixture: Fixture) -> TowerLatents:
         statistics=True,
         decoder=decoder,
     )
-    space = build_latent_space(space_config).eval()
+    space = build_latent_space(space_config)
     assert isinstance(space, TowerLatents)
     stored = {key: weights.pop(key) for key in list(weights) if key.startswith("stat.")}
     mean, scale = statistics(
@@ -98,7 +98,7 @@ def _space(fixture: Fixture) -> TowerLatents:
     missing = set(space.state_dict()) - set(state)
     assert missing <= {"tower.post_layernorm.weight", "tower.post_layernorm.bias"}
     space.load_state_dict(state, strict=not missing)
-    return space
+    return space.eval()
 
 
 @torch.no_grad()
@@ -123,9 +123,9 @@ def check_dinov3(fixture: Fixture) -> None:
     sizes = dinov3.hf_config(
         fixture.weights, num_heads=params["num_heads"], image_size=image.shape[-1]
     )
-    model = DINOv3ViTModel(DINOv3ViTConfig(**sizes)).eval()
+    model: nn.Module = DINOv3ViTModel(DINOv3ViTConfig(**sizes))
     model.load_state_dict(dinov3.convert_state(fixture.weights), strict=True)
-    tokens = model(image).last_hidden_state
+    tokens = model.eval()(image).last_hidden_state
     registers = sizes["num_register_tokens"]
     assert_close(tokens[:, 0], fixture.output("x_norm_clstoken"), FORWARD)
     assert_close(tokens[:, 1 : 1 + registers], fixture.output("x_storage_tokens"), FORWARD)

@@ -248,10 +248,10 @@ Pair = tuple[int, int]
 
 def _sizes(source: ScaleRAESource) -> tuple[Pair, Pair, Pair]:
     """Return width, depth and heads of backbone and head; no head has depth 0."""
-    values = []
+    values: list[Pair] = []
     for name in ("hidden_size", "depth", "heads"):
         value = source.tree.get(f"diffusion_model_{name}")
-        pair = value if isinstance(value, list) else [value, value]
+        pair: list[Any] = value if isinstance(value, list) else [value, value]
         if len(pair) != 2 or any(type(size) is not int or size < 1 for size in pair):
             raise CheckpointError(
                 f"{source.where}: diffusion_model_{name} must be a number or two, got {value!r}"

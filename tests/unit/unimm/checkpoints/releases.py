@@ -303,7 +303,7 @@ def write_scale_rae(folder: Path, options: Options | None = None) -> UniMM:
 def write_shards(folder: Path, state: dict[str, Tensor], options: Options) -> None:
     """Write tensors as shards with their index."""
     stem, suffix = ("pytorch_model", "bin") if options.pickled else ("model", "safetensors")
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(options.shards):
         name = f"{stem}-{number + 1:05}-of-{options.shards:05}.{suffix}"
         part = dict(list(state.items())[number :: options.shards])

@@ -1,3 +1,4 @@
+import ctypes
 import gc
 from pathlib import Path
 
@@ -14,6 +15,12 @@ RESET_PEAK = "5"
 def resident(field: str) -> int:
     (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith(field)]
     return int(line.split()[1]) * 1024
+
+
+def give_back() -> None:
+    """Return freed memory to the system, or loading would reuse it unseen."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.mark.slow
@@ -33,12 +40,13 @@ def test_loading_never_holds_the_model_twice(
     size = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     assert size > 100e6
     del model
-    gc.collect()
+    give_back()
     try:
         CLEAR.write_text(RESET_PEAK)
     except OSError:
         pytest.skip("this system does not let a process reset its peak")
     before = resident("VmRSS")
     loaded = load_scale_rae(tmp_path / "release", device=torch.device("cpu"), dtype=dtype)
-    assert resident("VmHWM") - before < 1.15 * size
+    peak = resident("VmHWM") - before
+    assert 0.9 * size < peak < 1.15 * size
     assert loaded.model.dtype == dtype

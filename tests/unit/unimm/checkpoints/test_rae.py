@@ -133,11 +133,11 @@ def diffusers_space() -> TowerLatents:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        space = build_latent_space(config).eval()
+        space = build_latent_space(config)
         for parameter in space.parameters():
             parameter.data = torch.randn_like(parameter) * 0.2
     assert isinstance(space, TowerLatents)
-    return space
+    return space.eval()
 
 
 def test_diffusers_format_is_read_with_its_own_epsilon(tmp_path: Path) -> None:
