@@ -92,7 +92,6 @@ STEPS: dict[Solver, StepFn] = {
 }
 
 
-@torch.no_grad()
 def steps(
     velocity_fn: VelocityFn,
     noise: Latents,
@@ -113,7 +112,8 @@ def steps(
     grid = times.to(device=x_t.device, dtype=x_t.dtype)
     for index in range(len(grid) - 1):
         t, t_next = grid[index].expand(len(x_t)), grid[index + 1].expand(len(x_t))
-        x_t, x_0 = step_fn(velocity_fn, x_t, t, t_next)
+        with torch.no_grad():
+            x_t, x_0 = step_fn(velocity_fn, x_t, t, t_next)
         yield Step(index=index, x_t=x_t, x_0=x_0)
 
 
