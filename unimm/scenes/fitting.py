@@ -144,12 +144,15 @@ def fit_object(
         centre: where to begin, in the picture's pixels.
         blur_px: of the templates, one of `BLURS_PX`.
     """
+    height, width = (side - 2 * HALF_WINDOW for side in contrast.shape[:2])
     x, y = centre
     for _ in range(_MOST_MOVES):
         fit = _fit_window(contrast, background, _templates(size, blur_px), (x, y))
-        if (fit.x, fit.y) == (x, y):
+        # What a model draws may lead the window out of the picture.
+        nearest = min(max(fit.x, 0), width - 1), min(max(fit.y, 0), height - 1)
+        if nearest == (x, y):
             break
-        x, y = fit.x, fit.y
+        x, y = nearest
     return fit
 
 
