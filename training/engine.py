@@ -61,7 +61,7 @@ class LocalEngine:
             loss: Scalar.
             step: Number of the step, from 0.
         """
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         self._collect_gradients()
         norm = self._clip()
         factor = lr_factor(step, self.num_steps, self.config)
