@@ -142,8 +142,11 @@ class Slots:
             if key in self.expected and key not in tied and key in self._parameters:
                 self._target(key).zero_()
         for key, tensor in self.filled.items():
+            is_parameter = key in self._parameters
+            # One parameter for all names: a copy each would come apart when the model is cast.
+            value = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
             for name in self._aliases(key):
-                _assign(self.model, name, tensor, is_parameter=key in self._parameters)
+                _assign(self.model, name, value)
         self.model.to(self.device)
 
     def _aliases(self, key: str) -> list[str]:
@@ -153,13 +156,13 @@ class Slots:
         return self._names[id(self._parameters[key])]
 
 
-def _assign(model: nn.Module, name: str, tensor: Tensor, *, is_parameter: bool) -> None:
+def _assign(model: nn.Module, name: str, value: Tensor | nn.Parameter) -> None:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
-    if is_parameter:
-        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)  # noqa: SLF001
+    if isinstance(value, nn.Parameter):
+        module._parameters[leaf] = value  # noqa: SLF001
     else:
-        module._buffers[leaf] = tensor  # noqa: SLF001
+        module._buffers[leaf] = value  # noqa: SLF001
 
 
 def fill(slots: Slots, sources: Iterable[Source], *, progress: LoadProgress | None = None) -> None:

@@ -9,6 +9,7 @@ from training.data.scenes import pixels_of
 from training.engine import LocalEngine
 from training.loop import step_generator
 from training.stages.decoder import DecoderConfig, DecoderStage
+from unimm.checkpoint import load_model, read_config, unique_state
 
 NUM_STEPS = 60
 NUM_JUDGED = 5
@@ -41,3 +42,20 @@ def test_the_decoder_beats_every_picture_that_ignores_the_latents(
     ignoring = config.l1_weight * absolute + config.l2_weight * squared
     learned = sum(losses[-NUM_JUDGED:]) / NUM_JUDGED
     assert learned < 0.9 * ignoring
+
+
+def test_a_stage_trained_in_bfloat16_exports_what_the_next_one_loads(
+    vision_model: Path, tmp_path: Path
+) -> None:
+    """Casting must not tear tied embeddings apart: what is frozen comes out as it went in."""
+    run = RunConfig(output_dir=tmp_path, num_steps=1, precision="bfloat16")
+    stage = DecoderStage(DecoderConfig(run=run, init=vision_model))
+    stage.model.float()
+    stage.export(tmp_path / "model")
+    config, _ = read_config(tmp_path / "model")
+    exported = load_model(
+        tmp_path / "model", config, device=torch.device("cpu"), dtype=torch.float32
+    )
+    before = load_model(vision_model, config, device=torch.device("cpu"), dtype=torch.float32)
+    for name, weight in unique_state(before).items():
+        assert torch.equal(exported.state_dict()[name], weight.bfloat16().float()), name
