@@ -3,14 +3,21 @@
 import dataclasses
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated
 
 import typer
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", no_args_is_help=True)
 
-Part = Literal["reconstruction", "reading", "drawing"]
+
+class Part(StrEnum):
+    """What of a model of the miniature world can be measured."""
+
+    RECONSTRUCTION = "reconstruction"
+    READING = "reading"
+    DRAWING = "drawing"
 
 
 @app.callback()
@@ -50,7 +57,7 @@ def scenes(
 
     settings = Settings(
         model=model,
-        parts=tuple(part or get_args(Part)),
+        parts=tuple(p.value for p in part or Part),
         splits=tuple(split or ("train", "pair", "count", "relation")),
         best_of=best_of,
         num_prompts=num_prompts,
