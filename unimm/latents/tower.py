@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from unimm.latents.decoder import RAEDecoder
@@ -58,7 +59,7 @@ class TowerLatents(nn.Module):
         raw = self.features(self.normalise(pixels)).float()
         return self.standardise(raw).to(pixels.dtype)
 
-    def normalise(self, pixels: Pixels) -> Pixels:
+    def normalise(self, pixels: Pixels) -> Float[Tensor, "B 3 side side"]:
         """Return pixels scaled to the tower's size, centred and divided as it was trained."""
         side = self.config.tower_size
         if side != self.image_size:
