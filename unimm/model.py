@@ -61,7 +61,7 @@ class UniMM(nn.Module):
         model trained in one precision would not be the same model in another.
         """
         kept = {name: b for name, b in self.named_buffers() if b.dtype == torch.float32}
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in kept.items():
             cast = self.get_buffer(name)
             if cast.dtype != torch.float32:

@@ -1,15 +1,17 @@
 """Laying sequences out, and the embeddings, states and losses at the marked positions."""
 
+from typing import Any
+
 import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from unimm.chat import ChatStyle, ChatTemplate, ImageSegment, QuerySegment, TextSegment
+from unimm.chat import ChatStyle, ChatTemplate, ImageSegment, QuerySegment, Segment, TextSegment
 from unimm.layout import IGNORE, lay_out
 from unimm.model import PARTS, UniMM
 from unimm.testing import tiny_model, tiny_tokenizer
 
-SIZES = {"num_image_tokens": 2, "num_queries": 3, "pad_id": 0}
+SIZES: dict[str, Any] = {"num_image_tokens": 2, "num_queries": 3, "pad_id": 0}
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,8 @@ def latents(count: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_positions_of_everything() -> None:
-    first = [TextSegment((5, 6)), ImageSegment(), TextSegment((7,), supervised=True)]
-    second = [TextSegment((8,)), QuerySegment(), TextSegment((9,), supervised=True)]
+    first: list[Segment] = [TextSegment((5, 6)), ImageSegment(), TextSegment((7,), supervised=True)]
+    second: list[Segment] = [TextSegment((8,)), QuerySegment(), TextSegment((9,), supervised=True)]
     layout = lay_out([first, second], **SIZES, length=6)
     assert layout.token_ids.tolist() == [[0, 5, 6, 0, 0, 7], [0, 8, 0, 0, 0, 9]]
     assert layout.mask.tolist() == [[False, *[True] * 5], [False, *[True] * 5]]

@@ -134,7 +134,12 @@ def test_the_next_turn_sees_the_models_own_picture(pipeline: Pipeline, script: S
     caches = []
     decoded: list[int] = []
     decode = pipeline.model.latents.decode
-    pipeline.model.latents.decode = lambda x: decoded.append(len(x)) or decode(x)  # type: ignore[func-returns-value, assignment]
+
+    def counted(latents: Tensor) -> Any:
+        decoded.append(len(latents))
+        return decode(latents)
+
+    pipeline.model.latents.decode = counted
     for brightness in (0.0, 1.0):
         session = pipeline.chat()
         script(DRAW, END, END)

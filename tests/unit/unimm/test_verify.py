@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unimm.chat import ChatStyle, ChatTemplate, TextSegment
 from unimm.options import VerifierName
@@ -99,7 +99,8 @@ def test_the_text_before_the_picture_is_read_once(latents: Tensor) -> None:
     """A prefill of the shared text, then one call for each candidate."""
     reader = tiny_pipeline().reader
     calls: list[int] = []
-    reader.model.language.base_model.register_forward_pre_hook(
+    base_model: nn.Module = reader.model.language.base_model  # type: ignore[assignment]
+    base_model.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(kwargs["inputs_embeds"].shape[1]),
         with_kwargs=True,
     )
