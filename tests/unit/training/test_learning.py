@@ -9,7 +9,7 @@ from training.data.scenes import pixels_of
 from training.engine import LocalEngine
 from training.loop import step_generator
 from training.stages.decoder import DecoderConfig, DecoderStage
-from unimm.checkpoint import load_model, read_config, unique_state
+from unimm.checkpoint import load_model, read_config
 
 NUM_STEPS = 60
 NUM_JUDGED = 5
@@ -57,5 +57,5 @@ def test_a_stage_trained_in_bfloat16_exports_what_the_next_one_loads(
         tmp_path / "model", config, device=torch.device("cpu"), dtype=torch.float32
     )
     before = load_model(vision_model, config, device=torch.device("cpu"), dtype=torch.float32)
-    for name, weight in unique_state(before).items():
-        assert torch.equal(exported.state_dict()[name], weight.bfloat16().float()), name
+    for name, weight in before.named_parameters():
+        assert torch.equal(exported.get_parameter(name), weight.bfloat16().float()), name
