@@ -122,7 +122,7 @@ def test_only_the_winner_is_decoded(
 def test_a_candidate_is_bit_identical_whatever_n_and_batch(
     pipeline: Pipeline, guidance_scale: float
 ) -> None:
-    options = {"guidance_scale": guidance_scale, "seed": 11, "num_steps": 2}
+    options: dict[str, Any] = {"guidance_scale": guidance_scale, "seed": 11, "num_steps": 2}
     widest = draw(pipeline, best_of=16, **options)
     for n, batch_size in ((1, 32), (2, 1), (3, 2), (5, 3), (8, 5)):
         generation = draw(pipeline, best_of=n, batch_size=batch_size, **options)
