@@ -13,7 +13,7 @@ def exact_batch_size(batch_size: int, device: torch.device, dtype: torch.dtype) 
 
     One in float32 on a CPU. There the shape of a matrix product decides how its sums are split, so
     a row's last bits depend on how many rows there are; alone, a candidate is bit-identical
-    whatever the search around it. Small models lose a fifth of their speed by this, not more.
+    whatever the search around it. Small models lose up to half of their speed by this.
     """
     if device.type == "cpu" and dtype == torch.float32:
         return 1

@@ -97,7 +97,6 @@ class Reader:
             state = self.read_tokens(token_ids.to(self.model.device), state)
         return written
 
-
     def with_preface(self, turn: Sequence[Segment]) -> list[Segment]:
         """Return a turn that ends in a picture to draw, with what the model says before it.
 

@@ -76,7 +76,7 @@ def draw_outcomes(
     """Draw all candidates of each prompt and let detector and model judge them."""
     for start in range(0, len(prompts), group_size):
         group = prompts[start : start + group_size]
-        drawn = pipeline.generate([prompt.text for prompt in group], options)
+        drawn = pipeline.generate([prompt.text for prompt in group], options, first_index=start)
         for prompt, generation in zip(group, drawn, strict=True):
             latents = torch.stack([c.latents for c in generation.candidates])
             pictures = pipeline.decode_images(latents)
