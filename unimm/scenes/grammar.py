@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from itertools import permutations, product
-from typing import Any, Self
+from typing import Any
 
 from unimm.scenes.heldout import HELD_COUNTS, HELD_NUMBER, HELD_PAIRS, HELD_TRIPLES
 from unimm.scenes.spec import SKILLS, ObjectSpec, Prompt, Spec, prompt_of
@@ -56,7 +56,7 @@ class Grammar:
             )
 
     @classmethod
-    def full(cls) -> Self:
+    def full(cls) -> "Grammar":
         """Return the whole world."""
         return cls(
             shapes=SHAPES,
@@ -69,7 +69,7 @@ class Grammar:
         )
 
     @classmethod
-    def small(cls) -> Self:
+    def small(cls) -> "Grammar":
         """Return 4 shapes, 6 colours, large, solid, plain backgrounds, up to 3 objects."""
         return cls(
             shapes=("circle", "square", "triangle", "cross"),
@@ -86,7 +86,7 @@ class Grammar:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+    def from_dict(cls, data: Mapping[str, Any]) -> "Grammar":
         """Build a grammar from what `to_dict` returned.
 
         Raises:

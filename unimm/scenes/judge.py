@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from unimm.scenes.spec import ObjectSpec, Prompt, phrase_of, with_article
 from unimm.scenes.world import UNKNOWN, relation_between
 
 
+@runtime_checkable
 class Seen(Protocol):
     """An object of a scene, or one that the detector found."""
 
@@ -21,9 +22,9 @@ class Seen(Protocol):
     @property
     def texture(self) -> str: ...
     @property
-    def x(self) -> float: ...
+    def x(self) -> int: ...
     @property
-    def y(self) -> float: ...
+    def y(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

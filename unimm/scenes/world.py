@@ -95,7 +95,7 @@ class Scene:
     style: str
 
 
-def relation_between(first: tuple[float, float], second: tuple[float, float]) -> str | None:
+def relation_between(first: tuple[int, int], second: tuple[int, int]) -> str | None:
     """Return how the first centre lies to the second, or None where no relation is clear."""
     dx, dy = first[0] - second[0], first[1] - second[1]
     if abs(dx) - abs(dy) >= RELATION_MARGIN:
