@@ -18,7 +18,7 @@ _ZERO_SHARE = 0.15
 """Share of the counts asked on counting pictures that ask for a shape that is not there."""
 
 
-def _shares(probabilities: Mapping[str, float]) -> dict[str, float]:
+def _shares(probabilities: Mapping[str, int] | Mapping[str, float]) -> dict[str, float]:
     """Return the rarest probability over each; 0 for what never happens."""
     rarest = min(p for p in probabilities.values() if p > 0)
     return {name: rarest / p if p > 0 else 0.0 for name, p in probabilities.items()}

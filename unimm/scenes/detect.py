@@ -6,6 +6,7 @@ something odd in it is judged right.
 """
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from unimm.scenes.components import find_components
 from unimm.scenes.fitting import Float, padded
 from unimm.scenes.grouping import Detection, Surroundings, merge_fragments
-from unimm.scenes.render import Picture, render_background
+from unimm.scenes.render import render_background
 from unimm.scenes.world import BACKGROUNDS, EDGE_MARGIN, PICTURE_SIZE, STYLES
 
 _CONTRAST = 48.0
@@ -34,8 +35,8 @@ _MIN_AREA = 16
 """Pixels; the smallest object has about 50, and noise makes specks of up to a few."""
 
 
-def detect(picture: Picture) -> list[Detection]:
-    """Return the objects of a picture, (64, 64, 3), RGB, in reading order of their tops.
+def detect(picture: NDArray[Any]) -> list[Detection]:
+    """Return the objects of a picture, uint8 of (64, 64, 3), RGB, in reading order of their tops.
 
     Empty for a picture of nothing but background, and for one without any background of the
     world, such as noise.
@@ -57,13 +58,13 @@ def detect(picture: Picture) -> list[Detection]:
     return [group.detection for group in groups if group.area >= _MIN_AREA]
 
 
-def detect_background(picture: Picture) -> tuple[str, str] | None:
+def detect_background(picture: NDArray[Any]) -> tuple[str, str] | None:
     """Return the background's colour and style, or None where there is none of the world."""
     nearest = _nearest_background(_checked(picture))
     return None if nearest is None else _backgrounds()[0][nearest[0]]
 
 
-def _checked(picture: Picture) -> Float:
+def _checked(picture: NDArray[Any]) -> Float:
     if picture.shape != (PICTURE_SIZE, PICTURE_SIZE, 3) or picture.dtype != np.uint8:
         raise ValueError(
             f"a picture of the world is uint8 of (64, 64, 3), not {picture.dtype} of "

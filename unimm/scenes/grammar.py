@@ -95,6 +95,8 @@ class Grammar:
         names = [field.name for field in fields(cls)]
         if wrong := sorted(set(data) ^ set(names)):
             raise ValueError(f"a grammar has the keys {', '.join(names)}; check {', '.join(wrong)}")
+        if odd := [name for name in _WORLD if not isinstance(data[name], list | tuple)]:
+            raise ValueError(f"{odd[0]} is {data[odd[0]]!r}; give a list of names")
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
         }

@@ -149,7 +149,7 @@ def test_a_grammar_comes_back_from_its_dictionary(grammar: Grammar) -> None:
         ({"shapes": ["circle", "blob"]}, "shapes has 'blob'"),
         ({"shapes": []}, "at least one name"),
         ({"colours": ["red", "red"]}, "each once"),
-        ({"colours": "red"}, "at least one name"),
+        ({"colours": "red"}, "colours is 'red'; give a list"),
         ({"max_objects": 6}, "max_objects is 6; give 1 to 5"),
         ({"max_objects": True}, "max_objects is True"),
         ({"textures": ["striped"]}, "add solid"),
