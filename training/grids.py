@@ -5,18 +5,20 @@ from PIL import Image
 from torch import Tensor
 
 from unimm.image import pixels_to_images
+from unimm.latents import LatentSpace
 
 _GAP_PX = 2
 
 
-def reconstruction_grid(originals: Tensor, decoded: Tensor, *, columns: int = 8) -> Image.Image:
-    """Return pairs of rows: pictures above, what the decoder made of them below.
+def reconstruction_grid(space: LatentSpace, originals: Tensor, *, columns: int = 8) -> Image.Image:
+    """Return pairs of rows: pictures above, what is left after encoding and decoding below.
 
     Args:
+        space: Encodes and decodes.
         originals: (B, 3, S, S) in [0, 1].
-        decoded: (B, 3, T, T) in [0, 1]; scaled to the originals' size.
         columns: Pictures in a row.
     """
+    decoded = space.decode(space.encode(originals))
     if decoded.shape != originals.shape:
         decoded = torch.nn.functional.interpolate(decoded, size=originals.shape[-2:])
     pairs = zip(torch.split(originals, columns), torch.split(decoded, columns), strict=True)

@@ -111,10 +111,7 @@ class DecoderStage:
     def sample_grid(self, step: int) -> Image.Image:
         rng = step_rng(self.config.run.seed, STREAM + 100, 0)
         pictures = render_samples(sample_scenes(rng, self.grammar, 32)).to(self.device)
-        pixels = pixels_of(pictures, self.model.dtype)
-        return reconstruction_grid(
-            pixels, self.model.latents.decode(self.model.latents.encode(pixels))
-        )
+        return reconstruction_grid(self.model.latents, pixels_of(pictures, self.model.dtype))
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -203,9 +203,7 @@ class VisionStage:
     def sample_grid(self, step: int) -> Image.Image:
         rng = step_rng(self.config.run.seed, STREAM + 100, 0)
         pictures = render_samples(sample_scenes(rng, self.grammar, 32)).to(self.device)
-        pixels = pixels_of(pictures, self.unimm.dtype)
-        decoded = self.unimm.latents.decode(self.unimm.latents.encode(pixels))
-        return reconstruction_grid(pixels, decoded)
+        return reconstruction_grid(self.unimm.latents, pixels_of(pictures, self.unimm.dtype))
 
     def state_dict(self) -> dict[str, Any]:
         return {}
