@@ -15,7 +15,7 @@ from .config import RunConfig
 from .loop import Stage, train
 from .run_dir import check_run_dir
 
-StageName = Literal["vision", "decoder", "joint"]
+StageName = Literal["vision", "decoder", "reading", "joint"]
 
 
 def run_recipe(path: Path, overrides: Sequence[str]) -> Path | None:
@@ -52,6 +52,11 @@ def _config_class(name: StageName) -> type[Any]:
             from .stages.decoder import DecoderConfig
 
             return DecoderConfig
+        case "reading":
+            from .stages.reading import ReadingConfig
+
+            return ReadingConfig
+
         case "joint":
             from .stages.joint import JointConfig
 
@@ -71,6 +76,11 @@ def _build(name: StageName, config: Any) -> Stage:
             from .stages.decoder import DecoderStage
 
             return DecoderStage(config)
+        case "reading":
+            from .stages.reading import ReadingStage
+
+            return ReadingStage(config)
+
         case "joint":
             from .stages.joint import JointStage
 

@@ -101,9 +101,21 @@ def read_config(directory: Path) -> tuple[UniMMConfig, str]:
 
 
 def load_model(
-    directory: Path, config: UniMMConfig, *, device: torch.device, dtype: torch.dtype
+    directory: Path,
+    config: UniMMConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str = "sdpa",
 ) -> UniMM:
     """Return a directory's model, every tensor checked.
+
+    Args:
+        directory: Holds the weights.
+        config: Of the same directory.
+        device: Where the weights go.
+        dtype: Of the weights.
+        attention: ``attn_implementation`` of the language model.
 
     Raises:
         CheckpointError: A file is missing or corrupt, or tensors do not fit.
@@ -114,7 +126,7 @@ def load_model(
     needed = sum(torch.Size(shape).numel() for shape in stored.values()) * dtype.itemsize
     check_memory(needed, device, f"the model in {directory}")
     with empty_parameters():
-        model = UniMM(config)
+        model = UniMM(config, attention=attention)
     slots = Slots(model, device=device, dtype=dtype)
     check_tensors(directory, stored, slots.shapes)
     for path in files:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from unimm.errors import ConfigError
+from unimm.packing import Packing
 
 
 def build_language_model(config: dict[str, Any], *, attention: str = "sdpa") -> nn.Module:
@@ -118,6 +119,24 @@ class LanguageModel:
             inputs_embeds=embeds,
             attention_mask=None if mask is None else mask.long(),
             position_ids=positions,
+            use_cache=False,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def packed_hidden_states(
+        self, embeds: Float[Tensor, "B L H"], packing: Packing
+    ) -> Float[Tensor, "B L H"]:
+        """Return the final hidden states of rows that hold several conversations (for training).
+
+        Args:
+            embeds: Input embeddings.
+            packing: Who sees whom.
+        """
+        output = self.model.base_model(
+            inputs_embeds=embeds,
+            attention_mask=packing.bias(embeds.dtype),
+            position_ids=packing.position,
             use_cache=False,
         )
         hidden: Tensor = output.last_hidden_state

@@ -9,7 +9,7 @@ Shape legend:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unimm.chat import ImageSegment, QuerySegment, Segment, TextSegment
+from unimm.packing import Fork, Packing, pack, segment_length
 
 IGNORE = -100
 """Label of a position that no loss looks at."""
@@ -34,6 +35,7 @@ class Layout:
         labels: The token itself where it is supervised, else ``IGNORE``.
         image_index: Flat position (row * L + column) of every latent token, in reading order.
         query_index: Flat position of every query, in reading order.
+        packing: Who sees whom where a row holds several conversations; None for one a row.
     """
 
     token_ids: Int[Tensor, "B L"]
@@ -41,26 +43,17 @@ class Layout:
     labels: Int[Tensor, "B L"]
     image_index: Int[Tensor, "image_positions"]
     query_index: Int[Tensor, "query_positions"]
+    packing: Packing | None = None
 
     def to(self, device: torch.device | str) -> "Layout":
         """Return the layout on another device."""
-        return Layout(*(getattr(self, f.name).to(device) for f in fields(self)))
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Layout(**{k: part if part is None else part.to(device) for k, part in parts.items()})
 
     @property
     def is_dense(self) -> bool:
         """Whether no position is padding."""
-        return bool(self.mask.all())
-
-
-def segment_length(segment: Segment, *, num_image_tokens: int, num_queries: int) -> int:
-    """Return how many positions a segment takes."""
-    match segment:
-        case TextSegment():
-            return len(segment.token_ids)
-        case ImageSegment():
-            return num_image_tokens
-        case QuerySegment():
-            return num_queries
+        return self.packing is None and bool(self.mask.all())
 
 
 def sequence_length(sequence: Sequence[Segment], *, num_image_tokens: int, num_queries: int) -> int:
@@ -125,6 +118,50 @@ def lay_out(
         labels=labels,
         image_index=_concatenate(images),
         query_index=_concatenate(queries),
+    )
+
+
+def lay_out_packed(
+    rows: Sequence[Sequence[Fork]],
+    *,
+    num_image_tokens: int,
+    num_queries: int,
+    pad_id: int,
+    length: int,
+) -> Layout:
+    """Return rows of several conversations each, padded on the right.
+
+    Args:
+        rows: Conversations of a row, those that begin alike as one fork.
+        num_image_tokens: Latent tokens of a picture, N.
+        num_queries: Queries of a picture to draw, Q.
+        pad_id: Token that stands where no token is.
+        length: Positions of a row.
+
+    Raises:
+        ValueError: A row does not fit, or a branch begins with a supervised token: what stands
+            before it in the row is not what comes before it in its conversation.
+    """
+    sizes = {"num_image_tokens": num_image_tokens, "num_queries": num_queries}
+    sequences, packing = pack(rows, **sizes, length=length)
+    layout = lay_out(sequences, **sizes, pad_id=pad_id, length=length, padding_side="right")
+    is_first = packing.position[:, 1:] != packing.position[:, :-1] + 1
+    if bool((is_first & (layout.labels[:, 1:] != IGNORE)).any()):
+        raise ValueError("a branch must not begin with a token that the model should write")
+    return replace(layout, packing=packing)
+
+
+def stack_layouts(first: Layout, second: Layout) -> Layout:
+    """Return two layouts of one length and without packing as one batch."""
+    if first.packing is not None or second.packing is not None:
+        raise ValueError("packed layouts cannot be stacked")
+    offset = first.token_ids.numel()
+    return Layout(
+        token_ids=torch.cat([first.token_ids, second.token_ids]),
+        mask=torch.cat([first.mask, second.mask]),
+        labels=torch.cat([first.labels, second.labels]),
+        image_index=torch.cat([first.image_index, second.image_index + offset]),
+        query_index=torch.cat([first.query_index, second.query_index + offset]),
     )
 
 

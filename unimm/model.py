@@ -18,7 +18,8 @@ from unimm.chat import Segment
 from unimm.config import UniMMConfig
 from unimm.language import LanguageModel, build_language_model
 from unimm.latents import build_latent_space
-from unimm.layout import IGNORE, Layout, PaddingSide, lay_out
+from unimm.layout import IGNORE, Layout, PaddingSide, lay_out, lay_out_packed
+from unimm.packing import Fork
 from unimm.readback import Projector
 
 Part = Literal["language", "queries", "projector", "generator", "latents"]
@@ -87,6 +88,16 @@ class UniMM(nn.Module):
             padding_side=padding_side,
         )
 
+    def lay_out_packed(self, rows: Sequence[Sequence[Fork]], *, pad_id: int, length: int) -> Layout:
+        """Return rows of several conversations each as one padded batch for this model."""
+        return lay_out_packed(
+            rows,
+            num_image_tokens=self.config.latents.num_tokens,
+            num_queries=self.config.num_queries,
+            pad_id=pad_id,
+            length=length,
+        )
+
     def embed(
         self, layout: Layout, images: Float[Tensor, "I N D"] | None = None
     ) -> Float[Tensor, "B L H"]:
@@ -118,8 +129,10 @@ class UniMM(nn.Module):
         self, layout: Layout, images: Float[Tensor, "I N D"] | None = None
     ) -> Float[Tensor, "B L H"]:
         """Return the final hidden states of a batch (for training)."""
-        mask = None if layout.is_dense else layout.mask
-        return self.lm.hidden_states(self.embed(layout, images), mask)
+        embeds = self.embed(layout, images)
+        if layout.packing is not None:
+            return self.lm.packed_hidden_states(embeds, layout.packing)
+        return self.lm.hidden_states(embeds, None if layout.is_dense else layout.mask)
 
     def query_states(
         self, hidden: Float[Tensor, "B L H"], layout: Layout

@@ -1,5 +1,6 @@
 """Batches of the joint stage: drawing, reading and matching, as a pure function of the step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +10,13 @@ from torch import Tensor
 from unimm.chat import ChatTemplate, Segment
 from unimm.layout import Layout
 from unimm.model import UniMM
+from unimm.packing import Fork
 from unimm.scenes import Grammar, Prompt, dense_caption, questions, sample_prompt, sample_scene
 
+from .reading import conversations
 from .scenes import (
     SceneSample,
     match_case,
-    reading_conversation,
     render_samples,
     sample_scenes,
     step_rng,
@@ -38,24 +40,26 @@ class JointBatchConfig:
         num_prompts: Prompts that the language model reads with queries after them.
         pictures_per_prompt: Different pictures that the DiT learns to draw for each of them, so
             that one pass of the language model serves several of the DiT.
-        reading_rows: Conversations about true pictures.
         matching_rows: Yes/no cases about true pictures, near misses among them.
-        reading_length: Positions of a conversation, padded to one shape.
-        drawing_length: Positions of a drawing or matching row.
-        num_questions: Turns of a conversation.
+        reading_rows: True pictures that questions are asked about.
+        num_questions: Questions about each, each answered without sight of the others.
+        chat_rows: Chats that ask about a picture drawn in the turn before.
+        drawing_length: Positions of a drawing row, padded to one shape.
+        matching_length: Positions of a matching row.
+        reading_length: Positions of a row of questions or a chat.
         request_share: Share of prompts worded as a request in a chat, such as "draw a ...".
-        chat_share: Share of reading rows that ask about a picture drawn in the turn before.
     """
 
     num_prompts: int = 32
     pictures_per_prompt: int = 8
-    reading_rows: int = 8
     matching_rows: int = 16
-    reading_length: int = 120
+    reading_rows: int = 4
+    num_questions: int = 6
+    chat_rows: int = 2
     drawing_length: int = 58
-    num_questions: int = 3
+    matching_length: int = 52
+    reading_length: int = 180
     request_share: float = 0.15
-    chat_share: float = 0.3
 
     def __post_init__(self) -> None:
         if not 0 < self.matching_rows <= self.num_prompts:
@@ -63,10 +67,10 @@ class JointBatchConfig:
                 f"matching_rows must be from 1 to num_prompts ({self.num_prompts}), "
                 f"got {self.matching_rows}"
             )
-        if self.reading_rows < 1 or self.pictures_per_prompt < 1:
+        if min(self.reading_rows, self.chat_rows, self.pictures_per_prompt) < 1:
             raise ValueError(
-                f"reading_rows ({self.reading_rows}) and pictures_per_prompt "
-                f"({self.pictures_per_prompt}) must be at least 1"
+                f"reading_rows ({self.reading_rows}), chat_rows ({self.chat_rows}) and "
+                f"pictures_per_prompt ({self.pictures_per_prompt}) must be at least 1"
             )
 
 
@@ -76,14 +80,15 @@ class JointBatch:
 
     Args:
         pictures: Pictures to draw, those of a prompt side by side, then the pictures of the
-            reading rows, uint8 (P*K + R, 3, S, S).
-        drawing: Rows of prompts with queries, then the matching rows; a matching row's picture is
-            the first one of the prompt with the same number.
-        reading: Conversations.
+            reading and chat rows, uint8 (P*K + R, 3, S, S).
+        drawing: Rows of prompts with queries.
+        matching: Yes/no rows; a row's picture is the first one of the prompt with its number.
+        reading: Packed rows of questions, then of chats.
     """
 
     pictures: Tensor
     drawing: Layout
+    matching: Layout
     reading: Layout
 
 
@@ -107,21 +112,48 @@ def joint_batch(
     drawing = [template.draw(request(p, rng, config.request_share), reply=p.text) for p in prompts]
     firsts = drawn[:: config.pictures_per_prompt][: config.matching_rows]
     cases = [match_case(sample, rng, grammar) for sample in firsts]
-    matching = [template.verify(case.text, answer=case.is_match) for case in cases]
-    read = sample_scenes(rng, grammar, config.reading_rows)
-    reading = [_reading_row(sample, template, rng, grammar, config) for sample in read]
+    read = sample_scenes(rng, grammar, config.reading_rows + config.chat_rows)
     return JointBatch(
         pictures=render_samples([*drawn, *read]),
         drawing=model.lay_out(
-            [*drawing, *matching],
-            pad_id=template.pad_id,
-            length=config.drawing_length,
-            padding_side="right",
+            drawing, pad_id=template.pad_id, length=config.drawing_length, padding_side="right"
         ),
-        reading=model.lay_out(
-            reading, pad_id=template.pad_id, length=config.reading_length, padding_side="right"
+        matching=matching_layout(
+            [(case.text, case.is_match) for case in cases],
+            template=template,
+            model=model,
+            length=config.matching_length,
+        ),
+        reading=model.lay_out_packed(
+            _reading_rows(read, template, rng, grammar, config),
+            pad_id=template.pad_id,
+            length=config.reading_length,
         ),
     )
+
+
+def _reading_rows(
+    samples: Sequence[SceneSample],
+    template: ChatTemplate,
+    rng: np.random.Generator,
+    grammar: Grammar,
+    config: JointBatchConfig,
+) -> list[list[Fork]]:
+    asked, chatted = samples[: config.reading_rows], samples[config.reading_rows :]
+    forks = [
+        conversations(
+            sample,
+            template,
+            rng,
+            grammar,
+            num_questions=config.num_questions,
+            caption_share=0.5,
+            prompt_share=0.5,
+        )
+        for sample in asked
+    ]
+    chats = [Fork(tuple(_chat_row(sample, template, rng, grammar)), ()) for sample in chatted]
+    return [[fork] for fork in (*forks, *chats)]
 
 
 def request(prompt: Prompt, rng: np.random.Generator, share: float) -> str:
@@ -133,28 +165,11 @@ def request(prompt: Prompt, rng: np.random.Generator, share: float) -> str:
     return form.format(text)
 
 
-def _reading_row(
-    sample: SceneSample,
-    template: ChatTemplate,
-    rng: np.random.Generator,
-    grammar: Grammar,
-    config: JointBatchConfig,
-) -> list[Segment]:
-    draw = rng.random()
-    if draw < config.chat_share:
-        return _chat_row(sample, template, rng, grammar, config)
-    if draw < config.chat_share + 0.15:
-        # The prompt as a description, so that its likelihood means something.
-        return template.describe(answer=sample.prompt.text)
-    return reading_conversation(sample, template, rng, grammar, num_questions=config.num_questions)
-
-
 def _chat_row(
     sample: SceneSample,
     template: ChatTemplate,
     rng: np.random.Generator,
     grammar: Grammar,
-    config: JointBatchConfig,
 ) -> list[Segment]:
     """Return a chat: perhaps a greeting, a request, and a question about what was drawn."""
     turns: list[Segment] = []

@@ -1,4 +1,4 @@
-"""Stage (c): language model, queries, connector and DiT learn together to draw and to read.
+"""Stage (d): language model, queries, connector and DiT learn together to draw and to read.
 
 The loss is 2.0 x flow matching + cross-entropy, as Scale-RAE's (arXiv:2601.16208). The yes/no
 branch also sees what the generator makes, with the exact detector's verdict as the answer.
@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from unimm.checkpoint import load_model, read_config, save_checkpoint
 from unimm.config import UniMMConfig
 from unimm.config_io import from_dict, to_dict
-from unimm.layout import Layout
+from unimm.layout import Layout, stack_layouts
 from unimm.model import UniMM
 from unimm.scenes import Grammar, Prompt, load_prompts, sample_prompt
 from unimm.tokenizer import load_tokenizer
@@ -35,11 +35,13 @@ from ..data.joint import (
 )
 from ..data.scenes import CachedTemplate, pixels_of, render_samples, sample_scenes, step_rng
 from ..engine import LocalEngine
+from ..fast_attention import use_fast_attention
 from ..fast_norm import use_fast_norms
 from ..grids import picture_grid
 from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
 from .bank import PictureBank, judge_latents
+from .reading import noised
 
 STREAM = 4
 
@@ -109,6 +111,8 @@ class JointStage:
         self.unimm.to(self.device, getattr(torch, config.run.precision))
         self.unimm.train_only(["language", "queries", "projector", "generator"])
         use_fast_norms(self.unimm.language)
+        if self.device.type == "cpu":
+            use_fast_attention(self.unimm.language)
         self.grammar = Grammar.from_dict(self.unimm.config.grammar or {})
         self.tokenizer = load_tokenizer(config.init)
         self.template = CachedTemplate(self.tokenizer, self.unimm.config.chat)
@@ -135,15 +139,16 @@ class JointStage:
             pixels = pixels_of(batch.pictures.to(self.device), self.unimm.dtype)
             latents = self.unimm.latents.encode(pixels)  # (P*K + R, N, D)
         num_drawn = sizes.num_prompts * sizes.pictures_per_prompt
-        drawn, read = latents.split([num_drawn, sizes.reading_rows])
-        layout = batch.drawing.to(self.device)
-        firsts = self._noised(first_pictures(drawn, sizes), generator)
-        hidden = self.unimm(layout, firsts)
-        states = tile_states(self.unimm.query_states(hidden, layout), sizes.pictures_per_prompt)
+        drawn, read = latents.split([num_drawn, len(latents) - num_drawn])
+        drawing = batch.drawing.to(self.device)
+        hidden = self.unimm(drawing)
+        states = tile_states(self.unimm.query_states(hidden, drawing), sizes.pictures_per_prompt)
         flow = self.unimm.generator.loss(states, drawn, generator=generator)
-        replies, matching = self._drawing_losses(hidden, layout)
-        reading = self._reading_loss(batch.reading.to(self.device), self._noised(read, generator))
-        judged = self._bank_loss(step)
+        replies = self.unimm.token_losses(hidden, drawing)[0].mean()
+        read = noised(read, config.read_noise, generator)
+        reading = self._reading_loss(batch.reading.to(self.device), read)
+        matched = noised(first_pictures(drawn, sizes), config.read_noise, generator)
+        matching, judged = self._matching_losses(batch.matching.to(self.device), matched, step)
         loss = (
             config.flow_weight * flow
             + config.reading_weight * (reading + 0.1 * replies)
@@ -156,35 +161,27 @@ class JointStage:
             parts["auroc"] = torch.tensor(self.auroc)
         return LossReport(loss, parts, num_drawn)
 
-    def _noised(self, latents: Tensor, generator: Generator) -> Tensor:
-        shape = (len(latents), 1, 1)
-        scale = torch.rand(shape, generator=generator, device=self.device) * self.config.read_noise
-        noise = torch.randn(latents.shape, generator=generator, device=self.device)
-        return latents + (scale.square() * noise).to(latents.dtype)
-
-    def _drawing_losses(self, hidden: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Return the cross-entropy of replies and of yes/no answers."""
-        losses, rows = self.unimm.token_losses(hidden, layout)
-        is_matching = rows >= self.config.batch.num_prompts
-        return losses[~is_matching].mean(), losses[is_matching].mean()
-
     def _reading_loss(self, layout: Layout, latents: Tensor) -> Tensor:
         hidden = self.unimm(layout, latents)
         losses, _ = self.unimm.token_losses(hidden, layout)
         return losses.mean()
 
-    def _bank_loss(self, step: int) -> Tensor | None:
+    def _matching_losses(
+        self, layout: Layout, latents: Tensor, step: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the cross-entropy of yes/no on true pictures, and on drawn ones if there are."""
         if not len(self.bank):
-            return None
+            return self._reading_loss(layout, latents), None
         rng = step_rng(self.config.run.seed, STREAM + 1, step)
-        cases, latents = self.bank.draw(self.config.bank.rows, rng)
-        layout = self._matching(cases)
-        hidden = self.unimm(layout, latents.to(self.device, self.unimm.dtype))
-        losses, _ = self.unimm.token_losses(hidden, layout)
-        return losses.mean()
+        cases, drawn = self.bank.draw(self.config.bank.rows, rng)
+        both = stack_layouts(layout, self._matching(cases))
+        hidden = self.unimm(both, torch.cat([latents, drawn.to(latents)]))
+        losses, rows = self.unimm.token_losses(hidden, both)
+        is_judged = rows >= self.config.batch.matching_rows
+        return losses[~is_judged].mean(), losses[is_judged].mean()
 
     def _matching(self, cases: list[tuple[str, bool]]) -> Layout:
-        length = self.config.batch.drawing_length
+        length = self.config.batch.matching_length
         return matching_layout(cases, template=self.template, model=self.unimm, length=length).to(
             self.device
         )
