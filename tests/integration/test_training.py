@@ -1,4 +1,4 @@
-"""The three stages as processes: killed, continued, chained, and what comes out is a model.
+"""The stages as processes: killed, continued, chained, and what comes out is a model.
 
 One process imports everything once and forks for each command, so that the commands are real
 processes, which can be killed, and still start at once.
@@ -20,7 +20,8 @@ NUM_STEPS = 6
 SERVER = """
 import json, os, signal, sys
 import torch.utils.tensorboard, unimm.cli, unimm.pipeline
-import training.run, training.stages.vision, training.stages.decoder, training.stages.joint
+import training.run, training.stages.vision, training.stages.decoder
+import training.stages.reading, training.stages.joint
 import eval.scenes.run, eval.speed
 from training.metrics import Reporter
 
@@ -84,10 +85,12 @@ TINY = {
         "model.generator.dit.num_heads=2",
     ),
     "decoder": ("batch_size=8",),
+    "reading": ("batch.num_pictures=2", "batch.num_questions=2", "batch.matching_rows=2"),
     "joint": (
         "batch.num_prompts=4",
         "batch.pictures_per_prompt=2",
         "batch.reading_rows=2",
+        "batch.chat_rows=1",
         "batch.matching_rows=2",
         "bank.start=2",
         "bank.every=2",
@@ -201,8 +204,14 @@ def decoder(unimm: Commands, folder: Path, vision: Stage) -> Stage:
 
 
 @pytest.fixture(scope="module")
-def joint(unimm: Commands, folder: Path, decoder: Stage) -> Stage:
-    stage = Stage("joint", folder / "joint", init=decoder.model("whole"))
+def reading(unimm: Commands, folder: Path, decoder: Stage) -> Stage:
+    stage = Stage("reading", folder / "reading", init=decoder.model("whole"))
+    return train_whole(unimm, stage, "run.num_workers=0")
+
+
+@pytest.fixture(scope="module")
+def joint(unimm: Commands, folder: Path, reading: Stage) -> Stage:
+    stage = Stage("joint", folder / "joint", init=reading.model("whole"))
     return train_whole(unimm, stage, "run.num_workers=1")
 
 
@@ -229,6 +238,13 @@ def test_a_terminated_decoder_run_saves_and_goes_on(unimm: Commands, decoder: St
     assert not decoder.model("stopped").exists()
     assert unimm(*command).status == 0
     decoder.check_same("stopped", "whole")
+
+
+def test_a_killed_reading_run_goes_on(unimm: Commands, reading: Stage) -> None:
+    command = reading.arguments("killed", "run.num_workers=0")
+    assert unimm(*command, at_step=5).status == -signal.SIGKILL
+    assert unimm(*command).status == 0
+    reading.check_same("killed", "whole")
 
 
 def test_a_killed_joint_run_remembers_its_judged_pictures(unimm: Commands, joint: Stage) -> None:

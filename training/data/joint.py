@@ -41,8 +41,11 @@ class JointBatchConfig:
         pictures_per_prompt: Different pictures that the DiT learns to draw for each of them, so
             that one pass of the language model serves several of the DiT.
         matching_rows: Yes/no cases about true pictures, near misses among them.
-        reading_rows: True pictures that questions are asked about.
-        num_questions: Questions about each, each answered without sight of the others.
+        reading_rows: Rows of descriptions of true pictures and questions about them.
+        pictures_per_row: Pictures of such a row, each read without sight of the others.
+        num_questions: Questions about each picture.
+        caption_share: Share of these pictures that are also described fully.
+        prompt_share: Share that are also described by their prompt.
         chat_rows: Chats that ask about a picture drawn in the turn before.
         drawing_length: Positions of a drawing row, padded to one shape.
         matching_length: Positions of a matching row.
@@ -53,12 +56,15 @@ class JointBatchConfig:
     num_prompts: int = 32
     pictures_per_prompt: int = 8
     matching_rows: int = 16
-    reading_rows: int = 4
-    num_questions: int = 6
+    reading_rows: int = 8
+    pictures_per_row: int = 2
+    num_questions: int = 2
+    caption_share: float = 1.0
+    prompt_share: float = 0.25
     chat_rows: int = 2
     drawing_length: int = 58
     matching_length: int = 52
-    reading_length: int = 180
+    reading_length: int = 240
     request_share: float = 0.15
 
     def __post_init__(self) -> None:
@@ -67,11 +73,14 @@ class JointBatchConfig:
                 f"matching_rows must be from 1 to num_prompts ({self.num_prompts}), "
                 f"got {self.matching_rows}"
             )
-        if min(self.reading_rows, self.chat_rows, self.pictures_per_prompt) < 1:
-            raise ValueError(
-                f"reading_rows ({self.reading_rows}), chat_rows ({self.chat_rows}) and "
-                f"pictures_per_prompt ({self.pictures_per_prompt}) must be at least 1"
-            )
+        for name in ("pictures_per_prompt", "reading_rows", "pictures_per_row", "chat_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def num_read(self) -> int:
+        """Pictures of the reading rows and the chats."""
+        return self.reading_rows * self.pictures_per_row + self.chat_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +121,7 @@ def joint_batch(
     drawing = [template.draw(request(p, rng, config.request_share), reply=p.text) for p in prompts]
     firsts = drawn[:: config.pictures_per_prompt][: config.matching_rows]
     cases = [match_case(sample, rng, grammar) for sample in firsts]
-    read = sample_scenes(rng, grammar, config.reading_rows + config.chat_rows)
+    read = sample_scenes(rng, grammar, config.num_read)
     return JointBatch(
         pictures=render_samples([*drawn, *read]),
         drawing=model.lay_out(
@@ -139,7 +148,7 @@ def _reading_rows(
     grammar: Grammar,
     config: JointBatchConfig,
 ) -> list[list[Fork]]:
-    asked, chatted = samples[: config.reading_rows], samples[config.reading_rows :]
+    num_asked = config.num_read - config.chat_rows
     forks = [
         conversations(
             sample,
@@ -147,13 +156,15 @@ def _reading_rows(
             rng,
             grammar,
             num_questions=config.num_questions,
-            caption_share=0.5,
-            prompt_share=0.5,
+            caption_share=config.caption_share,
+            prompt_share=config.prompt_share,
         )
-        for sample in asked
+        for sample in samples[:num_asked]
     ]
-    chats = [Fork(tuple(_chat_row(sample, template, rng, grammar)), ()) for sample in chatted]
-    return [[fork] for fork in (*forks, *chats)]
+    each = config.pictures_per_row
+    rows = [forks[start : start + each] for start in range(0, num_asked, each)]
+    chats = [_chat_row(sample, template, rng, grammar) for sample in samples[num_asked:]]
+    return rows + [[Fork(tuple(chat), ())] for chat in chats]
 
 
 def request(prompt: Prompt, rng: np.random.Generator, share: float) -> str:

@@ -36,7 +36,7 @@ class ReadingBatchConfig:
     caption_share: float = 0.7
     prompt_share: float = 0.3
     matching_rows: int = 64
-    reading_length: int = 232
+    reading_length: int = 200
     matching_length: int = 52
 
     def __post_init__(self) -> None:

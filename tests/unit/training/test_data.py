@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import product
 from typing import Any
 
@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 import training.data.joint
+import training.data.reading
 import training.stages.vision
 from training.data.joint import JointBatchConfig, joint_batch, tile_states
+from training.data.reading import ReadingBatchConfig, reading_batch
 from training.data.scenes import SceneSample, match_case, pad_token_ids, sample_scenes, step_rng
 from training.stages.vision import VisionStage
+from unimm.chat import Segment
 from unimm.layout import Layout, sequence_length
 from unimm.scenes import (
     NUMBERS,
@@ -45,7 +48,12 @@ SMALL_BATCH = JointBatchConfig(
     reading_rows=8,
     matching_rows=8,
     reading_length=400,
+    chat_rows=8,
     drawing_length=200,
+    matching_length=200,
+)
+SMALL_READING = ReadingBatchConfig(
+    num_pictures=8, matching_rows=8, reading_length=600, matching_length=200
 )
 NUM_BATCHES = 60
 
@@ -70,16 +78,32 @@ def joint_batches(
     )
 
 
+def reading_batches(
+    stage: VisionStage,
+    *,
+    grammar: Grammar | None = None,
+    config: ReadingBatchConfig = SMALL_READING,
+) -> MakeBatch:
+    return lambda step: reading_batch(
+        step,
+        seed=0,
+        config=config,
+        grammar=grammar or stage.grammar,
+        template=stage.template,
+        model=stage.unimm,
+    )
+
+
 def tensors_of(batch: object) -> Iterator[Tensor]:
     for field in fields(batch):  # type: ignore[arg-type]
         value = getattr(batch, field.name)
         if isinstance(value, Tensor):
             yield value
-        else:
+        elif value is not None:
             yield from tensors_of(value)
 
 
-@pytest.mark.parametrize("source", [vision_batches, joint_batches])
+@pytest.mark.parametrize("source", [vision_batches, reading_batches, joint_batches])
 def test_a_batch_is_a_function_of_its_step_alone(
     source: Callable[[VisionStage], MakeBatch], vision_stage: VisionStage
 ) -> None:
@@ -164,6 +188,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[SceneSample]:
         return torch.zeros(len(samples), 3, 64, 64, dtype=torch.uint8)
 
     monkeypatch.setattr(training.stages.vision, "render_samples", collect)
+    monkeypatch.setattr(training.data.reading, "render_samples", collect)
     monkeypatch.setattr(training.data.joint, "render_samples", collect)
     return collected
 
@@ -173,16 +198,28 @@ def texts_of(stage: VisionStage, layout: Layout) -> list[str]:
 
 
 @GRAMMARS
-def test_joint_training_never_words_or_shows_what_is_held_out(
-    vision_stage: VisionStage, grammar: Grammar, shown: list[SceneSample]
+@pytest.mark.parametrize(
+    ("source", "layouts", "pictures"),
+    [
+        (joint_batches, ("drawing", "matching", "reading"), 32),
+        (reading_batches, ("matching", "reading"), 16),
+    ],
+)
+def test_training_never_words_or_shows_what_is_held_out(
+    vision_stage: VisionStage,
+    grammar: Grammar,
+    shown: list[SceneSample],
+    source: Callable[..., MakeBatch],
+    layouts: Sequence[str],
+    pictures: int,
 ) -> None:
-    make = joint_batches(vision_stage, grammar=grammar)
+    make = source(vision_stage, grammar=grammar)
     for step in range(NUM_BATCHES):
         batch = make(step)
-        for layout in (batch.drawing, batch.reading):
-            for text in texts_of(vision_stage, layout):
+        for name in layouts:
+            for text in texts_of(vision_stage, getattr(batch, name)):
                 assert held_out_words(text) is None, text
-    assert len(shown) == NUM_BATCHES * 24
+    assert len(shown) == NUM_BATCHES * pictures
     for sample in shown:
         assert held_out_content(sample.prompt, sample.scene) is None, sample
 
@@ -203,38 +240,48 @@ def test_vision_training_never_words_or_shows_what_is_held_out(
 # Lengths.
 
 
-def test_every_row_of_the_joint_stage_fits(
-    vision_stage: VisionStage, shown: list[SceneSample]
-) -> None:
-    """Prompts are few, so that their rows are tried out whole; conversations are sampled."""
-    config = JointBatchConfig()
-    template, model = vision_stage.template, vision_stage.unimm
-    rows = [
-        row
-        for skill in SKILLS
-        for prompt in prompts(vision_stage.grammar, skill)
-        for row in (
-            template.draw(f"draw {prompt.text}", reply=prompt.text),
-            template.draw(f"show me {prompt.text}", reply=prompt.text),
-            template.verify(prompt.text, answer=False),
-        )
-    ]
-    longest = max(
+def longest_row(stage: VisionStage, rows: Callable[[str], Sequence[Sequence[Segment]]]) -> int:
+    """Return the positions of the longest row of any prompt."""
+    return max(
         sequence_length(
             row,
-            num_image_tokens=model.config.latents.num_tokens,
-            num_queries=model.config.num_queries,
+            num_image_tokens=stage.unimm.config.latents.num_tokens,
+            num_queries=stage.unimm.config.num_queries,
         )
-        for row in rows
+        for skill in SKILLS
+        for prompt in prompts(stage.grammar, skill)
+        for row in rows(prompt.text)
     )
-    assert longest <= config.drawing_length
-    assert longest > config.drawing_length - 8, "far more room than is needed"
-    reading = replace(
-        config, num_prompts=1, matching_rows=1, pictures_per_prompt=1, reading_rows=64
+
+
+def test_every_drawing_and_matching_row_fits(vision_stage: VisionStage) -> None:
+    template, config = vision_stage.template, JointBatchConfig()
+    drawing = longest_row(
+        vision_stage,
+        lambda text: [template.draw(f"{verb} {text}", reply=text) for verb in ("draw", "show me")],
     )
-    make = joint_batches(vision_stage, config=reading)
+    assert config.drawing_length - 8 < drawing <= config.drawing_length
+    matching = longest_row(vision_stage, lambda text: [template.verify(text, answer=False)])
+    assert config.matching_length - 12 < matching <= config.matching_length
+    assert ReadingBatchConfig().matching_length == config.matching_length
+
+
+@pytest.mark.parametrize(
+    ("source", "config"),
+    [
+        (joint_batches, JointBatchConfig(num_prompts=1, matching_rows=1, reading_rows=24)),
+        (reading_batches, ReadingBatchConfig(matching_rows=1)),
+    ],
+)
+def test_sampled_conversations_fit(
+    vision_stage: VisionStage,
+    shown: list[SceneSample],
+    source: Callable[..., MakeBatch],
+    config: Any,
+) -> None:
+    make = source(vision_stage, config=config)
     used = max(int(make(step).reading.mask.sum(dim=1).max()) for step in range(12))
-    assert used > config.reading_length / 2
+    assert config.reading_length * 0.8 < used <= config.reading_length
 
 
 # Truth.
@@ -256,7 +303,7 @@ def test_a_matching_row_reads_the_first_picture_of_its_prompt(
     vision_stage: VisionStage, shown: list[SceneSample]
 ) -> None:
     batch = joint_batches(vision_stage)(0)
-    rows = texts_of(vision_stage, batch.drawing)[SMALL_BATCH.num_prompts :]
+    rows = texts_of(vision_stage, batch.matching)
     firsts = shown[: 2 * SMALL_BATCH.num_prompts : 2]
     assert len(rows) == len(firsts) == SMALL_BATCH.matching_rows
     for row, sample in zip(rows, firsts, strict=True):

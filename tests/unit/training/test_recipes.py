@@ -20,7 +20,9 @@ def load(name: str) -> tuple[type[Any], Any]:
 
 
 def test_the_three_stages_are_shipped() -> None:
-    assert {"scenes/vision", "scenes/decoder", "scenes/joint"} <= set(recipe_names())
+    assert {"scenes/vision", "scenes/decoder", "scenes/reading", "scenes/joint"} <= set(
+        recipe_names()
+    )
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -55,7 +57,10 @@ def test_a_recipe_begins_where_another_ends_and_keeps_its_runs_apart(name: str) 
         ("batch_size=1", "reading_batch_size must be from 1 to batch_size (1)"),
         ("model.latents.patch_size=17", "image_size (64) must be divisible by patch_size (17)"),
         ("model.generator.dit.latent_dim=7", "must equal channels of the latent space (192)"),
-        ("stage=visoin", "stage must be one of ('vision', 'decoder', 'joint'), got 'visoin'"),
+        (
+            "stage=visoin",
+            "stage must be one of ('vision', 'decoder', 'reading', 'joint'), got 'visoin'",
+        ),
     ],
 )
 def test_a_slip_is_named_by_its_path_and_starts_nothing(
