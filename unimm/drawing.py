@@ -14,7 +14,7 @@ from torch import Tensor
 from metaquery.flow import VelocityFn
 from metaquery.official import official_schedule
 from metaquery.sampler import EvaluationCounter, euler_step, steps
-from unimm.batching import batched, exact_batch_size
+from unimm.batching import batched, denoising_batch_size, exact_batch_size
 from unimm.model import UniMM
 from unimm.options import ResolvedOptions
 from unimm.reader import Reader
@@ -62,8 +62,7 @@ class LatentSampler:
     @torch.no_grad()
     def sample(self, draws: Sequence[Draw]) -> list[Drawn]:
         """Return finished candidates, float32, on the model's device."""
-        model = self.model
-        size = exact_batch_size(self.options.batch_size, model.device, model.dtype)
+        size = denoising_batch_size(self.options.batch_size, self.model.generator)
         drawn: list[Drawn] = []
         for chunk in batched(draws, size):
             drawn += self._sample_batch(chunk)
