@@ -4,7 +4,13 @@ One file a group; a group is a dictionary from kind to check. A new part of the 
 kinds from LATER into such a dictionary.
 """
 
-from tests.parity import rae_autoencoder, rae_flow, scale_rae_flow, scale_rae_model
+from tests.parity import (
+    rae_autoencoder,
+    rae_flow,
+    rae_losses,
+    scale_rae_flow,
+    scale_rae_model,
+)
 from tests.parity.harness import Check
 
 CHECKS: dict[str, Check] = {
@@ -12,13 +18,10 @@ CHECKS: dict[str, Check] = {
     **scale_rae_model.CHECKS,
     **rae_flow.CHECKS,
     **rae_autoencoder.CHECKS,
+    **rae_losses.CHECKS,
 }
 
 LATER: dict[str, str] = {
-    **dict.fromkeys(
-        ("lpips", "dino_disc", "diffaug", "adaptive_weight", "lr_schedule"),
-        "decoder training with RAE's losses is not part of the product yet",
-    ),
     **dict.fromkeys(
         (
             "svg_nextdit",
