@@ -124,7 +124,7 @@ class _Block(nn.Module):
 def dino_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return DINO's tensors under our keys; the bias of attention's keys is dropped.
 
-    It cancels in the softmax, and the critic was designed without it (StyleGAN-T, arXiv:2301.09515).
+    It cancels in the softmax; the critic of StyleGAN-T (arXiv:2301.09515) has none either.
     """
     state: dict[str, Tensor] = {}
     for key, tensor in tensors.items():

@@ -4,7 +4,8 @@ Shape legend:
     B batch      W feature width      N tokens      M logits
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 from .dino import DinoFeatures
 
 SPECTRAL_EPS = 1e-12
-
-
-class Discriminator(Protocol):
-    """Gives every picture in [-1, 1] many logits, positive for real."""
-
-    def __call__(self, pixels: Tensor, /) -> Tensor: ...
 
 
 class DinoDiscriminator(nn.Module):
@@ -37,6 +32,11 @@ class DinoDiscriminator(nn.Module):
         width, count = features.config.hidden_dim, len(features.config.taps) + 1
         self.heads = nn.ModuleList(TokenHead(width, kernel_size) for _ in range(count))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DinoDiscriminator":
+        self.frozen[0]._apply(fn, recurse)  # type: ignore[no-untyped-call]  # noqa: SLF001
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def forward(self, pixels: Float[Tensor, "B 3 height width"]) -> Float[Tensor, "B M"]:
         taps = self.frozen[0](pixels)
         logits = [head(tap) for head, tap in zip(self.heads, taps, strict=True)]
@@ -48,11 +48,11 @@ class TokenHead(nn.Module):
 
     def __init__(self, width: int, kernel_size: int) -> None:
         super().__init__()
-        self.first = _SpectralConv(width, width, 1)
+        self.first = spectral_conv(width, width, 1)
         self.first_norm = nn.InstanceNorm1d(width, eps=1e-6, affine=True)
-        self.second = _SpectralConv(width, width, kernel_size)
+        self.second = spectral_conv(width, width, kernel_size)
         self.second_norm = nn.InstanceNorm1d(width, eps=1e-6, affine=True)
-        self.logit = _SpectralConv(width, 1, 1)
+        self.logit = spectral_conv(width, 1, 1)
 
     def forward(self, x: Float[Tensor, "B W N"]) -> Float[Tensor, "B N"]:
         x = F.leaky_relu(self.first_norm(self.first(x)), 0.2)
@@ -61,7 +61,7 @@ class TokenHead(nn.Module):
         return logits.squeeze(1)
 
 
-def _SpectralConv(inputs: int, outputs: int, kernel_size: int) -> nn.Module:  # noqa: N802
+def spectral_conv(inputs: int, outputs: int, kernel_size: int) -> nn.Module:
     """Return a circular convolution along tokens of spectral norm 1."""
     conv = nn.Conv1d(
         inputs, outputs, kernel_size, padding=kernel_size // 2, padding_mode="circular"
@@ -83,7 +83,7 @@ class PatchDiscriminator(nn.Module):
         widths = (3, width, 2 * width, 4 * width)
         self.layers = nn.ModuleList(
             spectral_norm(nn.Conv2d(before, after, 4, stride=2, padding=1), eps=SPECTRAL_EPS)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            for before, after in pairwise(widths)
         )
         self.logit = spectral_norm(nn.Conv2d(widths[-1], 1, 1), eps=SPECTRAL_EPS)
 

@@ -75,7 +75,7 @@ class LPIPS(nn.Module):
         self.requires_grad_(False).eval()
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "LPIPS":
+    def from_folder(cls, folder: Path, channels: Sequence[int] = VGG16_CHANNELS) -> "LPIPS":
         """Return LPIPS with the weights in a folder.
 
         VGG16's are those of torchvision (``vgg16-397923af.pth``, keys ``features.*``), the linear
@@ -88,7 +88,7 @@ class LPIPS(nn.Module):
         tensors = find_tensors(
             folder, lambda key: bool(_CONV.fullmatch(key) or _LIN.fullmatch(key)), what=what
         )
-        model = cls()
+        model = cls(channels)
         try:
             model.load_state_dict(lpips_state(tensors))
         except (RuntimeError, IndexError) as error:
