@@ -8,6 +8,8 @@ from tests.parity import (
     rae_autoencoder,
     rae_flow,
     rae_losses,
+    raev2_flow,
+    raev2_latents,
     scale_rae_flow,
     scale_rae_model,
 )
@@ -19,6 +21,8 @@ CHECKS: dict[str, Check] = {
     **rae_flow.CHECKS,
     **rae_autoencoder.CHECKS,
     **rae_losses.CHECKS,
+    **raev2_latents.CHECKS,
+    **raev2_flow.CHECKS,
 }
 
 LATER: dict[str, str] = {
@@ -34,17 +38,5 @@ LATER: dict[str, str] = {
             "svg_latent_stats",
         ),
         "SVG-T2I is not part of the product yet",
-    ),
-    **dict.fromkeys(
-        (
-            "multilayer_dinov3",
-            "multilayer_siglip2",
-            "ditdh_ig",
-            "lightningdit_ig",
-            "repa_loss",
-            "guidance",
-            "ode_ig",
-        ),
-        "RAEv2 is not part of the product yet",
     ),
 }

@@ -1,5 +1,6 @@
 """What the losses of pixels promise, whatever their weights."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -201,7 +202,7 @@ def test_a_critic_goes_on_exactly_and_survives_a_bad_picture() -> None:
         straight.learn(pictures(2, seed=i), pictures(2, seed=9 + i), Generator().manual_seed(i))
     straight.learn(pictures(2) * torch.nan, pictures(2), Generator().manual_seed(0))
     resumed = critic(seed=1)
-    resumed.load_state_dict(straight.state_dict())
+    resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
     for judge in (straight, resumed):
         loss = judge.learn(pictures(2), pictures(2, seed=1), Generator().manual_seed(5))
         assert torch.isfinite(loss)
