@@ -172,7 +172,7 @@ class LatentGenerator(nn.Module):
             drop = uniform < self.config.condition_dropout
         sample = interpolate(x_0, noise, t)
         target = velocity_target(sample, min_time=self.min_time)
-        condition = self.condition(states)
+        condition = self.condition(states.detach() if self.config.exit_only else states)
         if self.config.exit_only:
             return velocity_error(self.dit(sample.x_t, t, condition, drop, head="exit"), target)
         dit = self.config.dit
