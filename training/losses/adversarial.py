@@ -41,8 +41,10 @@ def adaptive_weight(
     see the ratio of their mean gradients, so that it does not depend on their number; with
     ``synchronise`` off, each its own, as in RAE's code.
     """
-    pull = torch.autograd.grad(reconstruction, last_weight, retain_graph=True)[0].float()
-    push = torch.autograd.grad(adversarial, last_weight, retain_graph=True)[0].float()
+    pull, push = (
+        torch.autograd.grad(loss, last_weight, retain_graph=True)[0].float().contiguous()
+        for loss in (reconstruction, adversarial)
+    )
     if synchronise:
         average_over_ranks([pull, push])
     ratio = torch.linalg.vector_norm(pull) / (torch.linalg.vector_norm(push) + 1e-6)
