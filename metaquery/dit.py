@@ -5,7 +5,8 @@ Shape legend:
     W model width      M = N for a condition per token, 1 for a pooled one
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,9 @@ from metaquery.layers import (
 )
 from metaquery.rope import grid_rope, sincos_embedding
 
-__all__ = ["DDTHead", "DiT", "DiTBlock", "DiTConfig", "DiTStack", "FinalLayer"]
+Head = Literal["final", "exit"]
+
+__all__ = ["DDTHead", "DiT", "DiTBlock", "DiTConfig", "DiTStack", "FinalLayer", "Head"]
 
 
 class DiTBlock(nn.Module):
@@ -136,6 +139,12 @@ class DiT(nn.Module):
             self.final = FinalLayer(config, dim=width, cond_dim=cond_dim)
         else:
             self.final = FinalLayer(config, dim=config.ddt_dim, cond_dim=config.ddt_dim)
+        # The branches come last and exist only where asked for: without them a seed gives the
+        # same weights, under the same keys, as before they were thought of.
+        if config.exit_depth:
+            self.exit = FinalLayer(config, dim=width, cond_dim=cond_dim)
+        if config.repa_depth:
+            self.repa = Linear(width, config.repa_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -150,6 +159,8 @@ class DiT(nn.Module):
             if isinstance(module, DiTBlock | FinalLayer):
                 nn.init.zeros_(module.modulation.weight)
         nn.init.zeros_(self.final.out.weight)
+        if self.config.exit_depth:
+            nn.init.zeros_(self.exit.out.weight)
 
     def forward(
         self,
@@ -157,6 +168,9 @@ class DiT(nn.Module):
         t: Float[Tensor, "B"],
         condition: Float[Tensor, "B M C"] | Float[Tensor, "B C"] | None,
         drop: Bool[Tensor, "B"] | None = None,
+        *,
+        head: Head = "final",
+        branches: MutableMapping[str, Tensor] | None = None,
     ) -> Float[Tensor, "B N D"]:
         """Return the velocity at ``x_t``.
 
@@ -165,6 +179,9 @@ class DiT(nn.Module):
             t: Time of each sample, 0 for data and 1 for noise.
             condition: One vector per token or one per sample; None for the learned null.
             drop: True where the null condition replaces the sample's own.
+            head: ``exit`` stops at the early exit and returns its velocity.
+            branches: Where to put what else there is: the early exit's velocity as ``exit``,
+                the projected features as ``repa``.
         """
         time = self.time_embed(t).unsqueeze(1)  # (B, 1, C)
         mixed = time + self._condition(condition, drop)  # (B, M, C)
@@ -175,13 +192,45 @@ class DiT(nn.Module):
         if self.positions is not None:
             x = x + self.positions().to(x.dtype)
         activated = F.silu(mixed)
-        x = self.blocks(x, activated)
+        if head == "exit":
+            return self._velocity(self._early(x, activated), x_t, t)
+        if branches is None:
+            x = self.blocks(x, activated)
+        else:
+            x = self._with_branches(x, activated, branches)
+            if "exit" in branches:
+                branches["exit"] = self._velocity(branches["exit"], x_t, t)
         if self.head is not None:
             x, activated = self.head(latents, x + time if self.config.ddt_time else x)
         output: Tensor = self.final(x, activated)
+        return self._velocity(output, x_t, t)
+
+    def _velocity(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         if self.config.prediction == "x_0":
             return x_0_to_velocity(x_t, output, t)
         return output
+
+    def _early(self, x: Tensor, activated: Tensor) -> Tensor:
+        """Return what the early exit writes; the blocks behind it do not run."""
+        if not self.config.exit_depth:
+            raise ValueError("this DiT has no early exit; train one with exit_depth")
+        for depth, state in enumerate(self.blocks.states(x, activated), start=1):
+            if depth == self.config.exit_depth:
+                x = state
+                break
+        output: Tensor = self.exit(x, activated)
+        return output
+
+    def _with_branches(
+        self, x: Tensor, activated: Tensor, branches: MutableMapping[str, Tensor]
+    ) -> Tensor:
+        for depth, state in enumerate(self.blocks.states(x, activated), start=1):
+            x = state
+            if depth == self.config.exit_depth:
+                branches["exit"] = self.exit(x, activated)
+            if depth == self.config.repa_depth:
+                branches["repa"] = self.repa(x)
+        return x
 
     def _condition(self, condition: Tensor | None, drop: Tensor | None) -> Tensor:
         null = self.null_condition.view(1, 1, -1)

@@ -38,6 +38,12 @@ class DiTConfig:
         mlp: SwiGLU, or GELU.
         time_embedding: Random Fourier features, or DiT's sinusoids.
         prediction: What the last layer writes; ``forward`` returns velocity either way.
+        exit_depth: Blocks of the backbone before a second, early final layer; 0 for none. It
+            learns the same velocity and guides the sampler at no cost (RAEv2,
+            arXiv:2605.18324); see :meth:`usual_exit_depth`.
+        repa_depth: Blocks before a linear layer to another encoder's features (REPA,
+            arXiv:2410.06940); 0 for none.
+        repa_dim: Channels of those features.
         checkpoint_activations: Recompute blocks in the backward pass to save memory.
     """
 
@@ -60,6 +66,9 @@ class DiTConfig:
     mlp: MLPKind = "swiglu"
     time_embedding: TimeKind = "fourier"
     prediction: Prediction = "velocity"
+    exit_depth: int = 0
+    repa_depth: int = 0
+    repa_dim: int = 0
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
@@ -75,6 +84,7 @@ class DiTConfig:
             self._check_heads("ddt_dim", self.ddt_dim, "ddt_heads", self.ddt_heads)
         self._check_width()
         self._check_choices()
+        self._check_branches()
         if self.ddt_time and self.cond_dim != self.hidden_dim:
             raise ValueError(
                 f"ddt_time adds the time embedding (cond_dim {self.cond_dim}) to the backbone's "
@@ -104,6 +114,18 @@ class DiTConfig:
                 f"narrower than a latent token cannot represent its noise; widen it{way_out}"
             )
 
+    def _check_branches(self) -> None:
+        for name, value in (("exit_depth", self.exit_depth), ("repa_depth", self.repa_depth)):
+            if not 0 <= value <= self.depth:
+                raise ValueError(f"{name} must be from 0 to depth ({self.depth}), got {value}")
+        if self.exit_depth == self.depth and not self.ddt_depth:
+            raise ValueError(f"exit_depth ({self.exit_depth}) must be below depth: it ends there")
+        if bool(self.repa_depth) != bool(self.repa_dim):
+            raise ValueError(
+                f"repa_depth ({self.repa_depth}) and repa_dim ({self.repa_dim}) go together: "
+                "both positive, or both 0"
+            )
+
     def _check_choices(self) -> None:
         for name, value, allowed in (
             ("norm", self.norm, get_args(NormKind)),
@@ -118,6 +140,11 @@ class DiTConfig:
     def grid_size(self) -> int:
         """Side of the token grid: 16 for 256 tokens."""
         return isqrt(self.num_latent_tokens)
+
+    @staticmethod
+    def usual_exit_depth(depth: int) -> int:
+        """Return the exit's place in RAEv2, 0.29 of the depth: 9 of 32 blocks."""
+        return max(1, round(0.29 * depth))
 
     @classmethod
     def tiny(cls) -> "DiTConfig":

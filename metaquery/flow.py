@@ -126,10 +126,32 @@ def flow_matching_losses(
     *,
     noise: Latents,
     t: Times,
+    min_time: float = 0.0,
 ) -> Times:
-    """Return each sample's squared velocity error at given noise and times."""
+    """Return each sample's squared velocity error at given noise and times.
+
+    Args:
+        velocity_fn: Predicts v from (x_t, t).
+        x_0: Data.
+        noise: Noise.
+        t: Times.
+        min_time: See :func:`velocity_target`.
+    """
     sample = interpolate(x_0, noise, t)
-    return velocity_error(velocity_fn(sample.x_t, sample.t), sample.velocity)
+    target = velocity_target(sample, min_time=min_time)
+    return velocity_error(velocity_fn(sample.x_t, sample.t), target)
+
+
+def velocity_target(sample: FlowSample, *, min_time: float = 0.0) -> Latents:
+    """Return what a model should predict: v, for times below ``min_time`` shortened.
+
+    A model that predicts x_0 divides by at least :data:`MIN_TIME` (:func:`x_0_to_velocity`);
+    so must its target, or the perfect x_0 would have an error there.
+    """
+    if not min_time:
+        return sample.velocity
+    share = sample.t / sample.t.clamp(min=min_time)  # exactly 1 from min_time on
+    return sample.velocity * _per_sample(share, sample.velocity)
 
 
 def flow_matching_loss(

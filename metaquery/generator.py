@@ -12,19 +12,23 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
+from metaquery.alignment import FeatureDistance, feature_distances
 from metaquery.connector import Connector, ConnectorConfig
 from metaquery.dit import DiT, DiTConfig
 from metaquery.flow import (
     BASE_DIM,
+    MIN_TIME,
     Latents,
     TimeDistribution,
     Times,
     VelocityFn,
     dimension_shift,
-    flow_matching_losses,
+    interpolate,
     sample_times,
+    velocity_error,
+    velocity_target,
 )
-from metaquery.guidance import ALWAYS, ConditionedFn, Interval, classifier_free
+from metaquery.guidance import ALWAYS, ConditionedFn, Interval, classifier_free, internal
 from metaquery.sampler import Solver, integrate, time_grid
 
 
@@ -40,6 +44,10 @@ class GeneratorConfig:
             learned null, so that classifier-free guidance is possible.
         base_dim: Latent size at which the timestep shift is 1; the shift is
             sqrt(tokens * channels / base_dim).
+        exit_weight: Of the early exit's loss, where the DiT has one.
+        exit_only: Train the early exit alone, on a model that stays as it is.
+        repa_weight: Of the distance to another encoder's features, where the DiT projects them.
+        repa_distance: Mean squared error (RAEv2), or cosine (REPA, arXiv:2410.06940).
     """
 
     connector: ConnectorConfig
@@ -47,6 +55,10 @@ class GeneratorConfig:
     time_distribution: TimeDistribution = "logit_normal"
     condition_dropout: float = 0.1
     base_dim: int = BASE_DIM
+    exit_weight: float = 1.0
+    exit_only: bool = False
+    repa_weight: float = 0.5
+    repa_distance: FeatureDistance = "mse"
 
     def __post_init__(self) -> None:
         if self.connector.out_dim != self.dit.cond_dim:
@@ -56,6 +68,8 @@ class GeneratorConfig:
             )
         if not 0 <= self.condition_dropout < 1:
             raise ValueError(f"condition_dropout must be in [0, 1), got {self.condition_dropout}")
+        if self.exit_only and not self.dit.exit_depth:
+            raise ValueError("exit_only needs an early exit; set dit.exit_depth")
         if self.base_dim < 1:
             raise ValueError(f"base_dim must be at least 1, got {self.base_dim}")
         if self.time_distribution not in get_args(TimeDistribution):
@@ -102,6 +116,19 @@ class LatentGenerator(nn.Module):
         velocity: Tensor = self.dit(x_t, t, condition)
         return velocity
 
+    def velocities(
+        self, x_t: Latents, t: Times, condition: Float[Tensor, "B Q C"]
+    ) -> Float[Tensor, "2 B N D"]:
+        """Return the velocities of the last layer and of the early exit."""
+        branches: dict[str, Tensor] = {}
+        full = self.dit(x_t, t, condition, branches=branches)
+        return torch.stack([full, branches["exit"]])
+
+    def train_exit_only(self) -> None:
+        """Freeze all but the early exit."""
+        self.requires_grad_(False)
+        self.dit.exit.requires_grad_(True)
+
     def null_condition(self, batch: int) -> Float[Tensor, "{batch} 1 C"]:
         """Return the learned condition that stands for none."""
         return self.dit.null_condition.expand(batch, 1, -1)
@@ -114,9 +141,10 @@ class LatentGenerator(nn.Module):
         drop: Bool[Tensor, "B"] | None = None,
         t: Times | None = None,
         noise: Latents | None = None,
+        features: Float[Tensor, "B N F"] | None = None,
         generator: Generator | None = None,
     ) -> Float[Tensor, "B"]:
-        """Return each sample's flow-matching loss in float32.
+        """Return each sample's loss in float32: flow matching, plus what the DiT's branches add.
 
         Args:
             states: Hidden states of the language model at the query positions.
@@ -125,6 +153,7 @@ class LatentGenerator(nn.Module):
                 at ``condition_dropout`` in training mode when None.
             t: Times, already shifted; drawn when None.
             noise: Drawn when None.
+            features: Raw features of the true images by REPA's encoder; ``x_0`` when None.
             generator: Source of the draws, on the device of ``x_0``.
         """
         if t is None:
@@ -141,13 +170,27 @@ class LatentGenerator(nn.Module):
             # Also at dropout 0: gradient reducers wait for every parameter, the null too.
             uniform = torch.rand(len(x_0), generator=generator, device=x_0.device)
             drop = uniform < self.config.condition_dropout
-        condition = self.condition(states)
+        sample = interpolate(x_0, noise, t)
+        target = velocity_target(sample, min_time=self.min_time)
+        condition = self.condition(states.detach() if self.config.exit_only else states)
+        if self.config.exit_only:
+            return velocity_error(self.dit(sample.x_t, t, condition, drop, head="exit"), target)
+        dit = self.config.dit
+        branches: dict[str, Tensor] | None = {} if dit.exit_depth or dit.repa_depth else None
+        losses = velocity_error(self.dit(sample.x_t, t, condition, drop, branches=branches), target)
+        if dit.exit_depth and branches:
+            losses = losses + self.config.exit_weight * velocity_error(branches["exit"], target)
+        if dit.repa_depth and branches:
+            reference = x_0 if features is None else features
+            distance = self.config.repa_distance
+            distances = feature_distances(branches["repa"], reference, distance=distance)
+            losses = losses + self.config.repa_weight * distances
+        return losses
 
-        def velocity_fn(x_t: Tensor, t: Tensor) -> Tensor:
-            velocity: Tensor = self.dit(x_t, t, condition, drop)
-            return velocity
-
-        return flow_matching_losses(velocity_fn, x_0, noise=noise, t=t)
+    @property
+    def min_time(self) -> float:
+        """Shortest time by which the model divides; 0 for one that predicts velocities."""
+        return MIN_TIME if self.config.dit.prediction == "x_0" else 0.0
 
     def loss(
         self,
@@ -157,10 +200,13 @@ class LatentGenerator(nn.Module):
         drop: Bool[Tensor, "B"] | None = None,
         t: Times | None = None,
         noise: Latents | None = None,
+        features: Float[Tensor, "B N F"] | None = None,
         generator: Generator | None = None,
     ) -> Float[Tensor, ""]:
         """Return the mean of :meth:`losses`."""
-        return self.losses(states, x_0, drop=drop, t=t, noise=noise, generator=generator).mean()
+        return self.losses(
+            states, x_0, drop=drop, t=t, noise=noise, features=features, generator=generator
+        ).mean()
 
     forward = loss
 
@@ -173,6 +219,8 @@ class LatentGenerator(nn.Module):
         guidance_scale: float = 1.0,
         guidance_interval: Interval = ALWAYS,
         guidance_rescale: float = 0.0,
+        exit_scale: float = 1.0,
+        exit_interval: Interval = ALWAYS,
         model: ConditionedFn | None = None,
     ) -> VelocityFn:
         """Bind the condition and the guidance for sampling; the connector runs once, here.
@@ -183,17 +231,37 @@ class LatentGenerator(nn.Module):
             guidance_scale: Classifier-free guidance; 1 is the conditional model alone.
             guidance_interval: Times at which guidance is on.
             guidance_rescale: See :func:`metaquery.guidance.extrapolate`.
-            model: Stands in for :meth:`velocity`, for example to count evaluations.
+            exit_scale: Guidance away from the early exit; 1 for none.
+            exit_interval: Times at which that is on.
+            model: Stands in for :meth:`velocity`, or for :meth:`velocities` with an
+                ``exit_scale``, for example to count evaluations.
+
+        Raises:
+            ValueError: There is an ``exit_scale`` but no early exit.
         """
         condition = self.condition(states)
         if uncond_states is None:
             unconditional = self.null_condition(len(states)).expand_as(condition)
         else:
             unconditional = self.condition(uncond_states)
+        unconditional = unconditional.to(condition.dtype)
+        if exit_scale != 1.0:
+            if not self.config.dit.exit_depth:
+                raise ValueError(f"exit_scale must be 1 without an early exit, got {exit_scale}")
+            return internal(
+                model or self.velocities,
+                condition,
+                exit_scale,
+                interval=exit_interval,
+                unconditional=unconditional,
+                guidance_scale=guidance_scale,
+                guidance_interval=guidance_interval,
+                rescale=guidance_rescale,
+            )
         return classifier_free(
             model or self.velocity,
             condition,
-            unconditional.to(condition.dtype),
+            unconditional,
             guidance_scale,
             interval=guidance_interval,
             rescale=guidance_rescale,
@@ -214,6 +282,8 @@ class LatentGenerator(nn.Module):
         guidance_scale: float = 1.0,
         guidance_interval: Interval = ALWAYS,
         guidance_rescale: float = 0.0,
+        exit_scale: float = 1.0,
+        exit_interval: Interval = ALWAYS,
         uncond_states: Float[Tensor, "B Q H"] | None = None,
     ) -> Latents:
         """Return standardised latents drawn from ``noise``, float32."""
@@ -223,5 +293,7 @@ class LatentGenerator(nn.Module):
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             guidance_rescale=guidance_rescale,
+            exit_scale=exit_scale,
+            exit_interval=exit_interval,
         )
         return integrate(velocity_fn, noise, self.times(num_steps), solver=solver)

@@ -17,6 +17,9 @@ from metaquery.flow import VelocityFn
 ConditionedFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Predicts v from x_t (B, N, D), t (B,) and a condition (B, ...)."""
 
+HeadsFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Predicts v of the last layer and of the early exit, (2, B, N, D), from the same three."""
+
 Interval = tuple[float, float]
 ALWAYS: Interval = (0.0, 1.0)
 
@@ -93,7 +96,7 @@ def autoguidance(
 ) -> VelocityFn:
     """Guide away from a worse model of the same condition (Karras et al., arXiv:2406.02507).
 
-    ``guide`` is a smaller or less trained model, or an early exit of the same one.
+    ``guide`` is a smaller or less trained model. For an early exit see :func:`internal`.
     """
 
     def guided(x_t: Tensor, t: Tensor) -> Tensor:
@@ -102,5 +105,54 @@ def autoguidance(
         if scale == 1.0 or not inside.any():
             return good
         return _select(inside, extrapolate(good, guide(x_t, t), scale, rescale=rescale), good)
+
+    return guided
+
+
+def internal(
+    model: HeadsFn,
+    condition: Tensor,
+    scale: float,
+    *,
+    interval: Interval = ALWAYS,
+    unconditional: Tensor | None = None,
+    unconditional_scale: float | None = None,
+    guidance_scale: float = 1.0,
+    guidance_interval: Interval = ALWAYS,
+    rescale: float = 0.0,
+) -> VelocityFn:
+    """Guide away from the model's own early exit (RAEv2, arXiv:2605.18324).
+
+    One call gives both predictions, so it costs nothing. With ``guidance_scale`` other than 1,
+    classifier-free guidance is applied to what this gives, in one call on twice the batch.
+
+    Args:
+        model: Predicts both velocities.
+        condition: Of the samples.
+        scale: 1 returns the last layer's velocity.
+        interval: Times at which it is on.
+        unconditional: Condition that stands for none; for ``guidance_scale``.
+        unconditional_scale: ``scale`` of the unconditional prediction; None for the same.
+        guidance_scale: Of classifier-free guidance.
+        guidance_interval: Times at which that is on.
+        rescale: See :func:`extrapolate`.
+    """
+
+    def of_exit(heads: Tensor, t: Tensor, scale: float) -> Tensor:
+        full, early = heads
+        if scale == 1.0:
+            return full
+        return _select(_inside(t, interval), extrapolate(full, early, scale), full)
+
+    def guided(x_t: Tensor, t: Tensor) -> Tensor:
+        inside = _inside(t, guidance_interval)
+        if unconditional is None or guidance_scale == 1.0 or not inside.any():
+            return of_exit(model(x_t, t, condition), t, scale)
+        both = torch.cat([condition, unconditional])
+        heads = model(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        own, none = heads.chunk(2, dim=1)
+        good = of_exit(own, t, scale)
+        bad = of_exit(none, t, scale if unconditional_scale is None else unconditional_scale)
+        return _select(inside, extrapolate(good, bad, guidance_scale, rescale=rescale), good)
 
     return guided

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from metaquery.attention import attend
@@ -117,7 +117,10 @@ class Attention(nn.Module):
         self.out = Linear(dim, dim)
 
     def forward(
-        self, x: Float[Tensor, "B N W"], rope: Float[Tensor, "2 N d"] | None = None
+        self,
+        x: Float[Tensor, "B N W"],
+        rope: Float[Tensor, "2 N d"] | None = None,
+        mask: Bool[Tensor, "B 1 1 N"] | None = None,
     ) -> Float[Tensor, "B N W"]:
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, heads, d)
         query, key, value = heads.unbind(2)
@@ -125,7 +128,7 @@ class Attention(nn.Module):
         if rope is not None:
             query, key = rotate(query, rope), rotate(key, rope)
         query, key = query.to(value.dtype), key.to(value.dtype)  # norms may return float32
-        attended = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        attended = attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask)
         mixed: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return mixed
 

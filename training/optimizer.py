@@ -60,7 +60,7 @@ def lr_factor(step: int, num_steps: int, config: OptimizerConfig) -> float:
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     decay_steps = round(num_steps * config.decay_share)
-    left = num_steps - step
+    left = max(0, num_steps - step)
     if left >= decay_steps or not decay_steps:
         return 1.0
     progress = 1 - left / decay_steps  # 0 at the start of the decay, towards 1

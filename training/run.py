@@ -15,7 +15,7 @@ from .config import RunConfig
 from .loop import Stage, train
 from .run_dir import check_run_dir
 
-StageName = Literal["vision", "decoder", "reading", "joint"]
+StageName = Literal["vision", "decoder", "rae_decoder", "reading", "joint"]
 
 
 def run_recipe(path: Path, overrides: Sequence[str]) -> Path | None:
@@ -52,6 +52,10 @@ def _config_class(name: StageName) -> type[Any]:
             from .stages.decoder import DecoderConfig
 
             return DecoderConfig
+        case "rae_decoder":
+            from .stages.rae_decoder_config import RAEDecoderStageConfig
+
+            return RAEDecoderStageConfig
         case "reading":
             from .stages.reading import ReadingConfig
 
@@ -76,6 +80,10 @@ def _build(name: StageName, config: Any) -> Stage:
             from .stages.decoder import DecoderStage
 
             return DecoderStage(config)
+        case "rae_decoder":
+            from .stages.rae_decoder import RAEDecoderStage
+
+            return RAEDecoderStage(config)
         case "reading":
             from .stages.reading import ReadingStage
 

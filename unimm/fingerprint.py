@@ -16,6 +16,8 @@ def latent_space_id(model: UniMM) -> str:
     """
     config = model.config.latents
     settings = {key: value for key, value in to_dict(config).items() if key != "decoder"}
+    if settings["layers"] is None:
+        del settings["layers"]  # younger than the identifiers of models that have one layer
     digest = blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=6)
     for name, tensor in sorted(model.latents.state_dict().items()):
         if not name.startswith("decoder."):

@@ -164,6 +164,8 @@ class UniMM(nn.Module):
         self.requires_grad_(False).eval()
         for module in trained.values():
             module.requires_grad_(True).train()
+        if "generator" in trained and self.config.generator.exit_only:
+            self.generator.train_exit_only()
 
     def parameter_groups(self) -> dict[Part, list[nn.Parameter]]:
         """Return the parameters that are trained, by part."""

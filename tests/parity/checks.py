@@ -4,7 +4,15 @@ One file a group; a group is a dictionary from kind to check. A new part of the 
 kinds from LATER into such a dictionary.
 """
 
-from tests.parity import rae_autoencoder, rae_flow, scale_rae_flow, scale_rae_model
+from tests.parity import (
+    rae_autoencoder,
+    rae_flow,
+    rae_losses,
+    raev2_flow,
+    raev2_latents,
+    scale_rae_flow,
+    scale_rae_model,
+)
 from tests.parity.harness import Check
 
 CHECKS: dict[str, Check] = {
@@ -12,13 +20,12 @@ CHECKS: dict[str, Check] = {
     **scale_rae_model.CHECKS,
     **rae_flow.CHECKS,
     **rae_autoencoder.CHECKS,
+    **rae_losses.CHECKS,
+    **raev2_latents.CHECKS,
+    **raev2_flow.CHECKS,
 }
 
 LATER: dict[str, str] = {
-    **dict.fromkeys(
-        ("lpips", "dino_disc", "diffaug", "adaptive_weight", "lr_schedule"),
-        "decoder training with RAE's losses is not part of the product yet",
-    ),
     **dict.fromkeys(
         (
             "svg_nextdit",
@@ -31,17 +38,5 @@ LATER: dict[str, str] = {
             "svg_latent_stats",
         ),
         "SVG-T2I is not part of the product yet",
-    ),
-    **dict.fromkeys(
-        (
-            "multilayer_dinov3",
-            "multilayer_siglip2",
-            "ditdh_ig",
-            "lightningdit_ig",
-            "repa_loss",
-            "guidance",
-            "ode_ig",
-        ),
-        "RAEv2 is not part of the product yet",
     ),
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from unimm.checkpoints.assemble import Slots, Source, empty_parameters, fill
 from unimm.checkpoints.component import CPU, component_config, restore_component, save_component
 from unimm.checkpoints.keymap import below
-from unimm.checkpoints.parts import find_part
+from unimm.checkpoints.parts import PATTERNS, find_part
 from unimm.checkpoints.rae import (
     autoencoder_rules,
     diffusers_statistics,
@@ -26,6 +26,7 @@ from unimm.config_io import to_dict
 from unimm.errors import CheckpointError
 from unimm.latents import LatentKind, LatentSpaceConfig, build_latent_space
 from unimm.latents.tower import TowerLatents
+from unimm.locate import locate_model
 
 KIND = "unimm_latents"
 _PIXELS_PER_TOKEN = 16
@@ -81,6 +82,36 @@ def read_autoencoder(
         mean, variance = read_statistics(stored)
         values = statistics(mean, variance, num_tokens=config.num_tokens)
     return _fill_space(directory, config, sources, values, dtype)
+
+
+@torch.no_grad()
+def read_tower_space(
+    tower: str | Path, *, image_size: int, encoder_size: int | None = None
+) -> TowerLatents:
+    """Return a Hugging Face tower as a latent space without decoder and statistics.
+
+    Args:
+        tower: A folder or hub id.
+        image_size: Side of the pictures to encode, in pixels.
+        encoder_size: Side to which they are scaled first; None for ``image_size``.
+
+    Raises:
+        CheckpointError: A file is missing or corrupt, or the architecture is another.
+    """
+    directory = locate_model(tower, patterns=PATTERNS)
+    eyes = read_tower(directory)
+    config = _space_config(
+        directory,
+        kind=eyes.kind,
+        image_size=image_size,
+        encoder_size=encoder_size,
+        patch_size=eyes.patch_size,
+        tower=eyes.config,
+        image_mean=eyes.image_mean,
+        image_std=eyes.image_std,
+    )
+    rules = below("", "tower.", file_rules(eyes.kind, affine_norm=False))
+    return _fill_space(directory, config, [Source(eyes.weights, rules)], None, torch.float32)
 
 
 def _read_diffusers(directory: Path, tree: Mapping[str, Any], dtype: torch.dtype) -> TowerLatents:

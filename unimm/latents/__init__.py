@@ -1,6 +1,7 @@
 """Latent spaces: images to the tokens that the language model reads and the DiT draws, and back."""
 
 from unimm.latents.decoder import RAEDecoder, RAEDecoderConfig
+from unimm.latents.layers import LayerMixConfig, strided_layers
 from unimm.latents.space import (
     LatentKind,
     Latents,
@@ -19,6 +20,7 @@ __all__ = [
     "LatentSpaceConfig",
     "LatentStatistics",
     "Latents",
+    "LayerMixConfig",
     "PatchLatents",
     "Pixels",
     "RAEDecoder",
@@ -26,4 +28,5 @@ __all__ = [
     "WelfordAccumulator",
     "build_latent_space",
     "check_pixels",
+    "strided_layers",
 ]

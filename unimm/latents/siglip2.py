@@ -26,24 +26,33 @@ class SiglipLatents(TowerLatents):
     def __init__(self, config: LatentSpaceConfig) -> None:
         super().__init__(config, build_tower(config))
 
-    def features(self, normalised: Pixels) -> Latents:
+    def last_features(self, normalised: Pixels) -> Latents:
         """Return the last hidden state under a LayerNorm without weights, in float32."""
-        hidden = self._last_hidden(normalised)
+        hidden = self.run_tower(normalised)
         return F.layer_norm(hidden.float(), (self.dim,), eps=LAYER_NORM_EPS)
 
     def hidden_states(self, pixels: Pixels) -> Latents:
         """Return the tower's last hidden state before its post-norm."""
-        return self._last_hidden(self.normalise(pixels))
+        return self.run_tower(self.normalise(pixels))
 
     def encode_rounded(self, pixels: Pixels) -> Latents:
         """Return latents rounded where Scale-RAE's released inference on a GPU rounds them.
 
         Pixels, features and the LayerNorm are bfloat16, the tower itself keeps its dtype.
         """
-        hidden = self._last_hidden(self.normalise(pixels.float()).bfloat16()).bfloat16()
+        hidden = self.run_tower(self.normalise(pixels.float()).bfloat16()).bfloat16()
         return F.layer_norm(hidden, (self.dim,), eps=LAYER_NORM_EPS)
 
-    def _last_hidden(self, normalised: Pixels) -> Latents:
+    def blocks(self) -> nn.ModuleList:
+        layers: nn.ModuleList = self.tower.encoder.layers
+        return layers
+
+    def last_norm(self) -> nn.Module:
+        norm: nn.Module = self.tower.post_layernorm
+        return norm
+
+    def run_tower(self, normalised: Pixels) -> Tensor:
+        """Return the last hidden state before the post-norm."""
         embeddings = self.tower.embeddings
         pixels = normalised.to(embeddings.patch_embedding.weight.dtype)
         interpolates = len(embeddings.position_embedding.weight) != self.num_tokens

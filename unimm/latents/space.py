@@ -13,11 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unimm.latents.decoder import RAEDecoderConfig
+from unimm.latents.layers import LayerMixConfig
 
 Pixels = Float[Tensor, "B 3 height width"]
 Latents = Float[Tensor, "B N D"]
 
-LatentKind = Literal["siglip2", "dinov2", "dinov2_with_registers", "mae", "patches"]
+LatentKind = Literal["siglip2", "dinov2", "dinov2_with_registers", "dinov3", "mae", "patches"]
 
 
 @runtime_checkable
@@ -51,6 +52,7 @@ class LatentSpaceConfig:
         tower: Hugging Face vision config (``hidden_size``, ``num_hidden_layers``, ...)
             of the tower; its ``hidden_size`` is the latent dim. Positions are interpolated
             where its own ``image_size`` differs from what it reads.
+        layers: Several layers of the tower in one latent; None for the last alone.
         affine_norm: Keep the weights of the tower's last LayerNorm, as WebSSL latents do.
         statistics: Whether raw features are standardised by a stored mean and scale.
         image_mean: Per-channel mean that the tower's pixels are centred by.
@@ -63,6 +65,7 @@ class LatentSpaceConfig:
     patch_size: int = 14
     encoder_size: int | None = None
     tower: dict[str, Any] = field(default_factory=dict)
+    layers: LayerMixConfig | None = None
     affine_norm: bool = False
     statistics: bool = False
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -77,8 +80,19 @@ class LatentSpaceConfig:
             )
         if self.kind == "siglip2" and self.affine_norm:
             raise ValueError("affine_norm must be false for siglip2: its last norm is left out")
+        if self.layers is not None:
+            self._check_layers(self.layers)
         if self.decoder is not None and self.kind != "patches":
             self._check_decoder(self.decoder)
+
+    def _check_layers(self, mix: LayerMixConfig) -> None:
+        if self.kind == "patches":
+            raise ValueError("layers must be null for latents of kind 'patches': there is no tower")
+        depth = self.tower.get("num_hidden_layers")
+        if depth is not None and mix.layers[-1] >= depth:
+            raise ValueError(
+                f"layers must be below num_hidden_layers ({depth}), got {mix.layers[-1]}"
+            )
 
     def _check_decoder(self, decoder: RAEDecoderConfig) -> None:
         if decoder.latent_dim != self.dim:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unimm.latents.decoder import RAEDecoder
+from unimm.latents.layers import captured_outputs, mix_layers, norm_layer
 from unimm.latents.space import Latents, LatentSpaceConfig, Pixels, check_latents, check_pixels
 
 LAYER_NORM_EPS = 1e-6
@@ -20,7 +21,8 @@ LAYER_NORM_EPS = 1e-6
 class TowerLatents(nn.Module):
     """A frozen vision tower and the pixel decoder that inverts it.
 
-    A subclass makes ``tower`` and says in :meth:`features` what of it the latents are.
+    A subclass makes ``tower`` and says what of it the latents are: :meth:`last_features` for
+    the last layer, :meth:`run_tower`, :meth:`blocks` and :meth:`last_norm` for several.
 
     Args:
         config: Of the latent space.
@@ -49,8 +51,48 @@ class TowerLatents(nn.Module):
             self.register_buffer("latent_mean", torch.zeros(self.num_tokens, self.dim))
             self.register_buffer("latent_scale", torch.ones(self.num_tokens, self.dim))
 
+    def train(self, mode: bool = True) -> "TowerLatents":
+        """Set the mode of what is trained; a frozen tower stays in evaluation mode.
+
+        Towers may move positions or drop paths in training, and latents must not change.
+        """
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.tower.parameters()):
+            self.tower.eval()
+        return self
+
     def features(self, normalised: Pixels) -> Latents:
         """Return the raw features of pixels as the tower wants them, before any statistics."""
+        if self.config.layers is None:
+            return self.last_features(normalised)
+        return mix_layers(self.layer_features(normalised), self.config.layers)
+
+    def layer_features(self, normalised: Pixels) -> list[Latents]:
+        """Return the normed patch tokens of every layer that makes up a latent, float32."""
+        mix = self.config.layers
+        if mix is None:
+            raise ValueError("this latent space has one layer; name several as layers")
+        with captured_outputs(self.blocks(), mix.layers) as outputs:
+            self.run_tower(normalised)
+        return [
+            norm_layer(outputs[index][:, -self.num_tokens :], mix, self.last_norm())
+            for index in mix.layers
+        ]
+
+    def last_features(self, normalised: Pixels) -> Latents:
+        """Return the raw features of the tower's last layer."""
+        raise NotImplementedError
+
+    def run_tower(self, normalised: Pixels) -> Tensor:
+        """Run all blocks of the tower and return what its last one gives."""
+        raise NotImplementedError
+
+    def blocks(self) -> nn.ModuleList:
+        """Return the tower's blocks."""
+        raise NotImplementedError
+
+    def last_norm(self) -> nn.Module:
+        """Return the tower's own last norm."""
         raise NotImplementedError
 
     def encode(self, pixels: Pixels) -> Latents:

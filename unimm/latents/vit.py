@@ -1,4 +1,4 @@
-"""Patch features of DINOv2 and MAE as latent spaces, as RAE uses them (arXiv:2510.11690).
+"""Patch features of DINOv2, DINOv3 and MAE as latent spaces, as in RAE (arXiv:2510.11690).
 
 Shape legend:
     B batch      N latent tokens      D latent channels
@@ -13,6 +13,8 @@ from transformers import (
     Dinov2Model,
     Dinov2WithRegistersConfig,
     Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     ViTMAEConfig,
     ViTMAEModel,
 )
@@ -23,6 +25,7 @@ from unimm.latents.tower import TowerLatents
 _CLASSES: dict[str, tuple[Any, Any]] = {
     "dinov2": (Dinov2Config, Dinov2Model),
     "dinov2_with_registers": (Dinov2WithRegistersConfig, Dinov2WithRegistersModel),
+    "dinov3": (DINOv3ViTConfig, DINOv3ViTModel),
     "mae": (ViTMAEConfig, ViTMAEModel),
 }
 
@@ -37,9 +40,27 @@ class ViTLatents(TowerLatents):
     def __init__(self, config: LatentSpaceConfig) -> None:
         super().__init__(config, build_tower(config))
 
-    def features(self, normalised: Pixels) -> Latents:
+    def last_features(self, normalised: Pixels) -> Latents:
         """Return the patch tokens after the last norm."""
-        pixels = normalised.to(self.tower.embeddings.patch_embeddings.projection.weight.dtype)
+        return self.run_tower(normalised)[:, -self.num_tokens :]
+
+    def blocks(self) -> nn.ModuleList:
+        kind = self.config.kind
+        if kind == "mae":
+            found = self.tower.layers
+        else:
+            found = (self.tower.model if kind == "dinov3" else self.tower.encoder).layer
+        blocks: nn.ModuleList = found
+        return blocks
+
+    def last_norm(self) -> nn.Module:
+        norm: nn.Module = self.tower.get_submodule(norm_name(self.config))
+        return norm
+
+    def run_tower(self, normalised: Pixels) -> Tensor:
+        """Return all tokens after the last norm."""
+        embed = self.tower.embeddings.patch_embeddings
+        pixels = normalised.to(next(embed.parameters()).dtype)
         if self.config.kind == "mae":
             # MAE shuffles patches by the order of this noise, even when it masks none.
             order = torch.arange(self.num_tokens, device=pixels.device, dtype=pixels.dtype)
@@ -47,8 +68,13 @@ class ViTLatents(TowerLatents):
             output = self.tower(pixels, noise, interpolate_pos_encoding=True)
         else:
             output = self.tower(pixels)
-        tokens: Tensor = output.last_hidden_state[:, -self.num_tokens :]
+        tokens: Tensor = output.last_hidden_state
         return tokens
+
+
+def norm_name(config: LatentSpaceConfig) -> str:
+    """Return what the tower calls its last norm."""
+    return "norm" if config.kind == "dinov3" else "layernorm"
 
 
 def build_tower(config: LatentSpaceConfig) -> nn.Module:
@@ -63,8 +89,8 @@ def build_tower(config: LatentSpaceConfig) -> nn.Module:
         settings["mask_ratio"] = 0.0
     tower: nn.Module = model_class(config_class(**settings))
     if not config.affine_norm:
-        norm = tower.get_submodule("layernorm")
+        norm = tower.get_submodule(norm_name(config))
         assert isinstance(norm, nn.LayerNorm)
         plain = nn.LayerNorm(config.dim, eps=norm.eps, elementwise_affine=False)
-        tower.register_module("layernorm", plain)
+        tower.register_module(norm_name(config), plain)
     return tower
