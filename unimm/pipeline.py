@@ -4,8 +4,9 @@ Shape legend:
     B batch      K pictures      N latent tokens      D latent channels
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -30,10 +31,12 @@ from unimm.generation import (
 )
 from unimm.image import images_to_pixels, pixels_to_images
 from unimm.locate import locate_model
+from unimm.messages import Message, read_messages
 from unimm.model import UniMM
 from unimm.options import GenerationOptions, TextOptions, VerifierName, check_text, resolve
+from unimm.picture_sources import SourceOptions
 from unimm.reader import Reader
-from unimm.session import ChatSession, Picture
+from unimm.session import ChatSession, Picture, Reply
 from unimm.tokenizer import decode_text, load_tokenizer
 from unimm.verify import build_verifier, verifier_sequence
 
@@ -162,6 +165,36 @@ class Pipeline:
             text_options=text_options or TextOptions(),
             encode=self.latents_of,
         )
+
+    def answer(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: GenerationOptions | None = None,
+        text_options: TextOptions | None = None,
+        *,
+        sources: SourceOptions | None = None,
+    ) -> Reply:
+        """Return the reply to a conversation in the message format of Qwen and OpenAI.
+
+        Args:
+            messages: See :mod:`unimm.messages`.
+            options: How pictures are drawn.
+            text_options: How text is written.
+            sources: Which pictures may be read; files but not URLs when None.
+
+        Raises:
+            UserError: A message is malformed or does not fit into the model's context.
+            ImageError: A picture cannot be read, or may not be.
+        """
+        conversation = self.read_messages(messages, sources)
+        return self.chat(options, text_options).answer(conversation)
+
+    def read_messages(
+        self, messages: Sequence[Mapping[str, Any]], sources: SourceOptions | None = None
+    ) -> list[Message]:
+        """Return a conversation with its pictures read; arguments as in :meth:`answer`."""
+        patch_size = self.model.config.latents.patch_size
+        return read_messages(messages, sources or SourceOptions(), patch_size=patch_size)
 
     def ask(self, picture: Picture, question: str, options: TextOptions | None = None) -> str:
         """Return the model's answer to a question about a picture."""
