@@ -5,6 +5,7 @@ from hashlib import blake2b
 
 import torch
 
+from unimm.checkpoints.names import canonical
 from unimm.config_io import to_dict
 from unimm.model import UniMM
 
@@ -17,7 +18,8 @@ def latent_space_id(model: UniMM) -> str:
     config = model.config.latents
     settings = {key: value for key, value in to_dict(config).items() if key != "decoder"}
     digest = blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=6)
-    for name, tensor in sorted(model.latents.state_dict().items()):
+    state = {canonical(name): tensor for name, tensor in model.latents.state_dict().items()}
+    for name, tensor in sorted(state.items()):
         if not name.startswith("decoder."):
             digest.update(name.encode())
             digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
