@@ -6,7 +6,7 @@ A picture to be drawn is ``<im_start>``, Q learnable queries, ``<im_end>``.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
 
 from transformers import PreTrainedTokenizerFast
@@ -192,6 +192,41 @@ class ChatTemplate:
             return self.ask(text, answer=answer, num_images=num_images, after=after)
         return self._answered(self._user([TextSegment(self.encode(text))], after), answer)
 
+    def user(self, parts: Sequence[str | None], *, after: Sequence[Segment] = ()) -> list[Segment]:
+        """Say texts and show pictures (None) in any order.
+
+        Pictures before one text, the usual order, are worded as :meth:`say` words them. Elsewhere
+        a line ends between a picture and a text.
+        """
+        *shown, text = parts
+        if text is not None and all(part is None for part in shown):
+            return self.say(text, num_images=len(shown), after=after)
+        content: list[Segment] = []
+        for index, part in enumerate(parts):
+            if index and (part is None) != (parts[index - 1] is None):
+                content.append(TextSegment(self.encode("\n")))
+            if part is None:
+                content += self._picture()
+            elif part:
+                content.append(TextSegment(self.encode(part)))
+        return self._user(content, after)
+
+    def drawn(self, parts: Sequence[str | None]) -> list[Segment]:
+        """Return a turn of the model's own, with the pictures (None) that it drew."""
+        picture = (
+            TextSegment((self.image_start_id,)),
+            QuerySegment(),
+            TextSegment((self.image_end_id,)),
+        )
+        turn: list[Segment] = []
+        for part in parts:
+            turn += picture if part is None else (TextSegment(self.encode(part)),)
+        return [s for s in turn if not isinstance(s, TextSegment) or s.token_ids]
+
+    def with_system(self, text: str) -> "ChatTemplate":
+        """Return the same turns after another system turn."""
+        return ChatTemplate(self.tokenizer, replace(self.style, system=text))
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the tokens of plain text."""
         return tuple(encode_text(self.tokenizer, text))
@@ -221,17 +256,19 @@ class ChatTemplate:
     def _content(self, template: str, *, num_images: int = 1, **fields: str) -> list[Segment]:
         """Fill a template; what a user wrote is never searched for ``{image}``."""
         before, image, after = template.partition(_IMAGE_FIELD)
-        picture = (
-            TextSegment((self.image_start_id,)),
-            ImageSegment(),
-            TextSegment((self.image_end_id,)),
-        )
         segments = [
             TextSegment(self.encode(before.format(**fields))),
-            *(picture * num_images if image else ()),
+            *(self._picture() * num_images if image else ()),
             TextSegment(self.encode(after.format(**fields))),
         ]
         return [s for s in segments if not isinstance(s, TextSegment) or s.token_ids]
+
+    def _picture(self) -> list[Segment]:
+        return [
+            TextSegment((self.image_start_id,)),
+            ImageSegment(),
+            TextSegment((self.image_end_id,)),
+        ]
 
     def _answer_id(self, word: str) -> int:
         token_ids = self.encode(word)

@@ -1,7 +1,7 @@
 """A model is a directory: config.json, model*.safetensors, tokenizer files, README.md."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from unimm.checkpoints.assemble import Slots, empty_parameters
+from unimm.checkpoints.names import canonical
 from unimm.checkpoints.tensors import TensorFolder
 from unimm.config import UniMMConfig
 from unimm.config_io import from_dict, to_dict
 from unimm.errors import CheckpointError, ConfigError
 from unimm.files import atomic_directory
 from unimm.fingerprint import latent_space_id
-from unimm.memory import check_memory
+from unimm.footprint import Footprint, footprint
 from unimm.model import UniMM
 
 CONFIG_NAME = "config.json"
@@ -107,6 +108,7 @@ def load_model(
     device: torch.device,
     dtype: torch.dtype,
     attention: str = "sdpa",
+    parts: Mapping[str, torch.device] | None = None,
 ) -> UniMM:
     """Return a directory's model, every tensor checked.
 
@@ -116,6 +118,7 @@ def load_model(
         device: Where the weights go.
         dtype: Of the weights.
         attention: ``attn_implementation`` of the language model.
+        parts: Devices of parts that are elsewhere.
 
     Raises:
         CheckpointError: A file is missing or corrupt, or tensors do not fit.
@@ -123,11 +126,10 @@ def load_model(
     """
     files = _weight_files(directory)
     stored = {name: shape for path in files for name, shape in _read_shapes(path)}
-    needed = sum(torch.Size(shape).numel() for shape in stored.values()) * dtype.itemsize
-    check_memory(needed, device, f"the model in {directory}")
+    footprint(directory, stored.items()).check(dtype, device, parts=parts)
     with empty_parameters():
         model = UniMM(config, attention=attention)
-    slots = Slots(model, device=device, dtype=dtype)
+    slots = Slots(model, device=device, dtype=dtype, parts=parts)
     check_tensors(directory, stored, slots.shapes)
     for path in files:
         for name, tensor in TensorFolder.of_file(path).read():
@@ -136,15 +138,24 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
+def model_footprint(directory: Path) -> Footprint:
+    """Return what a directory's model needs of memory; only headers of files are read."""
+    stored = (item for path in _weight_files(directory) for item in _read_shapes(path))
+    return footprint(directory, stored)
+
+
 def unique_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict with each tensor once, though tied weights have several names."""
+    """Return the state dict, each tensor once though tied weights have several names.
+
+    Names are those of files, whatever the installed release of transformers.
+    """
     seen: set[int] = set()
     state: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if tensor.numel() and tensor.data_ptr() in seen:
             continue
         seen.add(tensor.data_ptr())
-        state[name] = tensor
+        state[canonical(name)] = tensor
     return state
 
 

@@ -17,12 +17,16 @@ from metaquery.sampler import EvaluationCounter, euler_step, steps
 from unimm.batching import batched, denoising_batch_size, exact_batch_size
 from unimm.model import UniMM
 from unimm.options import ResolvedOptions
+from unimm.placement import device_of
 from unimm.reader import Reader
 from unimm.search import Draw, DrawingTask, Drawn
 from unimm.seeds import draw_noise
 
 StepHook = Callable[[int], None]
 """Called with the number of candidate steps just done; may raise to stop the work."""
+
+Progress = Callable[[int, int], None]
+"""Called with (denoising steps done, of all); may raise to stop the work."""
 
 
 @torch.no_grad()
@@ -61,7 +65,7 @@ class LatentSampler:
 
     @torch.no_grad()
     def sample(self, draws: Sequence[Draw]) -> list[Drawn]:
-        """Return finished candidates, float32, on the model's device."""
+        """Return finished candidates, float32, on the generator's device."""
         size = denoising_batch_size(self.options.batch_size, self.model.generator)
         drawn: list[Drawn] = []
         for chunk in batched(draws, size):
@@ -74,7 +78,7 @@ class LatentSampler:
         counter = EvaluationCounter(generator.velocity)
         is_official = options.sampler == "official"  # which never guides
         velocity_fn = generator.velocity_fn(
-            torch.stack([draw.task.states for draw in draws]),
+            torch.stack([draw.task.states for draw in draws]).to(device_of(model, "generator")),
             guidance_scale=1.0 if is_official else options.guidance_scale,
             guidance_interval=options.guidance_interval,
             model=counter,
@@ -106,4 +110,18 @@ class LatentSampler:
     def _noise(self, draws: Sequence[Draw]) -> Float[Tensor, "K N D"]:
         latents = self.model.config.latents
         noise = draw_noise([draw.seed for draw in draws], latents.num_tokens, latents.dim)
-        return noise.to(self.model.device)
+        return noise.to(device_of(self.model, "generator"))
+
+
+def count_steps(progress: Progress | None, total: int) -> StepHook | None:
+    """Return a hook that adds denoising steps up and reports them."""
+    if progress is None:
+        return None
+    done = 0
+
+    def on_step(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    return on_step

@@ -5,6 +5,7 @@ from hashlib import blake2b
 
 import torch
 
+from unimm.checkpoints.names import canonical
 from unimm.config_io import to_dict
 from unimm.model import UniMM
 
@@ -19,7 +20,8 @@ def latent_space_id(model: UniMM) -> str:
     if settings["layers"] is None:
         del settings["layers"]  # younger than the identifiers of models that have one layer
     digest = blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=6)
-    for name, tensor in sorted(model.latents.state_dict().items()):
+    state = {canonical(name): tensor for name, tensor in model.latents.state_dict().items()}
+    for name, tensor in sorted(state.items()):
         if not name.startswith("decoder."):
             digest.update(name.encode())
             digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)

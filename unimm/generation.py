@@ -19,6 +19,7 @@ from unimm.drawing import LatentSampler, StepHook
 from unimm.image import pixels_to_images
 from unimm.model import UniMM
 from unimm.options import ResolvedOptions
+from unimm.placement import in_use
 from unimm.reader import Reader
 from unimm.search import BestOfN, Candidate, Draw, DrawingTask, Drawn
 from unimm.verify import Verifier, build_verifier
@@ -168,4 +169,5 @@ def _in_batches(
 ) -> Tensor:
     size = exact_batch_size(batch_size, model.device, model.dtype)
     chunks = torch.split(rows, size)
-    return torch.cat([convert(c.to(model.device, model.dtype)).float().cpu() for c in chunks])
+    with in_use(model, "latents") as device:
+        return torch.cat([convert(c.to(device, model.dtype)).float().cpu() for c in chunks])

@@ -74,6 +74,21 @@ def read_image(source: Path | bytes, *, name: str | None = None) -> Image.Image:
         raise ImageError(f"{name} is damaged or truncated: {error}") from None
 
 
+def normalise_image(image: Image.Image, *, name: str = "the picture") -> Image.Image:
+    """Return an opened picture as :func:`read_image` returns a file.
+
+    Raises:
+        ImageError: It is damaged or larger than ``MAX_PIXELS``.
+    """
+    _check_size(image, name)
+    try:
+        # A picture opened from a file is read only now.
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except _UNREADABLE as error:
+        raise ImageError(f"{name} is damaged or truncated: {error}") from None
+
+
 def fit_image(image: Image.Image, size: int) -> Image.Image:
     """Return the picture scaled and centre-cropped to a square of ``size`` pixels."""
     if image.size == (size, size):

@@ -41,6 +41,8 @@ class UniMM(nn.Module):
         self.projector = Projector(config.latents.dim, self.lm.hidden_dim)
         self.generator = LatentGenerator(config.generator)
         self.latents = build_latent_space(config.latents)
+        # Parts that wait on the CPU while they are not in use.
+        self.offloaded: frozenset[Part] = frozenset()
 
     @property
     def lm(self) -> LanguageModel:

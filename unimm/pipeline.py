@@ -4,8 +4,9 @@ Shape legend:
     B batch      K pictures      N latent tokens      D latent channels
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,10 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from unimm.batching import batched, exact_batch_size
 from unimm.chat import ChatTemplate
-from unimm.checkpoint import load_model, read_config, save_checkpoint
-from unimm.checkpoints.foreign import is_foreign, load_scale_rae
-from unimm.device import check_generation_memory, parse_device
-from unimm.drawing import StepHook, read_prompts
+from unimm.checkpoint import save_checkpoint
+from unimm.device import check_generation_memory
+from unimm.drawing import Progress, count_steps, read_prompts
 from unimm.errors import LatentsError, UserError
 from unimm.fingerprint import latent_space_id
 from unimm.generation import (
@@ -29,16 +29,16 @@ from unimm.generation import (
     encode_pixels,
 )
 from unimm.image import images_to_pixels, pixels_to_images
-from unimm.locate import locate_model
+from unimm.loading import LoadOptions, load
+from unimm.messages import Message, read_messages
 from unimm.model import UniMM
 from unimm.options import GenerationOptions, TextOptions, VerifierName, check_text, resolve
+from unimm.picture_sources import SourceOptions
+from unimm.quantize import Quantization, is_quantized
 from unimm.reader import Reader
-from unimm.session import ChatSession, Picture
-from unimm.tokenizer import decode_text, load_tokenizer
+from unimm.session import ChatSession, Picture, Reply
+from unimm.tokenizer import decode_text
 from unimm.verify import build_verifier, verifier_sequence
-
-Progress = Callable[[int, int], None]
-"""Called with (denoising steps done, of all); may raise to stop the work."""
 
 
 class Pipeline:
@@ -71,29 +71,29 @@ class Pipeline:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        devices: Mapping[str, str | torch.device] | None = None,
+        quantize: Quantization | None = None,
+        offload: bool = False,
     ) -> "Pipeline":
         """Load a model: one of ours, or Scale-RAE's as it was released.
 
         Args:
             name: A directory or hub id; None for the small model in the package.
-            device: Where to run, such as ``cpu`` or ``cuda:0``.
+            device: See, as the others, :class:`unimm.loading.LoadOptions`.
             dtype: Of parameters and matrix products, whatever the files hold.
+            devices: Other devices for parts.
+            quantize: ``8bit`` or ``4bit`` for the language model's matrices.
+            offload: Keep tower and decoder on the CPU while they are not in use.
 
         Raises:
             CheckpointError: There is no such model, or its files are incomplete or corrupt.
             UserError: The device is unknown, or the model does not fit into its memory.
         """
-        target = parse_device(device)
-        directory = locate_model(name)
-        if is_foreign(directory):
-            foreign = load_scale_rae(directory, device=target, dtype=dtype)
-            return cls(foreign.model, foreign.tokenizer, card=foreign.card)
-        config, space = read_config(directory)
-        tokenizer = load_tokenizer(directory)
-        model = load_model(directory, config, device=target, dtype=dtype)
-        card = directory / "README.md"
-        text = card.read_text(encoding="utf-8") if card.is_file() else "# A unimm model\n"
-        return cls(model, tokenizer, space=space or None, card=text)
+        options = LoadOptions(
+            device=device, dtype=dtype, devices=devices or {}, quantize=quantize, offload=offload
+        )
+        loaded = load(name, options)
+        return cls(loaded.model, loaded.tokenizer, space=loaded.space, card=loaded.card)
 
     def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write the model into a directory, whole or not at all.
@@ -101,7 +101,12 @@ class Pipeline:
         Args:
             directory: Where; one that exists is replaced.
             dtype: Store the weights in this type; as they are when None.
+
+        Raises:
+            UserError: The language model was quantised.
         """
+        if is_quantized(self.model.language):
+            raise UserError("a quantised model cannot be stored; load it without quantize first")
         save_checkpoint(
             Path(directory),
             self.model,
@@ -131,7 +136,7 @@ class Pipeline:
             prompts: One prompt or several; its position is part of a prompt's seeds.
             options: How to draw.
             first_index: Position of the first prompt in a longer list that is drawn piece by piece.
-            progress: See :data:`Progress`.
+            progress: See :data:`unimm.drawing.Progress`.
 
         Raises:
             UserError: A prompt is empty, no text or too long, or there is too little memory.
@@ -141,7 +146,7 @@ class Pipeline:
         for prompt in prompts:
             self._check_prompt(prompt, chosen.verifier)
         check_generation_memory(self.model, len(prompts) * chosen.best_of, chosen.batch_size)
-        on_step = _count_steps(progress, len(prompts) * chosen.best_of * chosen.num_steps)
+        on_step = count_steps(progress, len(prompts) * chosen.best_of * chosen.num_steps)
         size = exact_batch_size(chosen.batch_size, self.model.device, self.model.dtype)
         generations: list[Generation] = []
         for group in batched(prompts, max(1, size // chosen.best_of)):
@@ -162,6 +167,36 @@ class Pipeline:
             text_options=text_options or TextOptions(),
             encode=self.latents_of,
         )
+
+    def answer(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: GenerationOptions | None = None,
+        text_options: TextOptions | None = None,
+        *,
+        sources: SourceOptions | None = None,
+    ) -> Reply:
+        """Return the reply to a conversation in the message format of Qwen and OpenAI.
+
+        Args:
+            messages: See :mod:`unimm.messages`.
+            options: How pictures are drawn.
+            text_options: How text is written.
+            sources: Which pictures may be read; files but not URLs when None.
+
+        Raises:
+            UserError: A message is malformed or does not fit into the model's context.
+            ImageError: A picture cannot be read, or may not be.
+        """
+        conversation = self.read_messages(messages, sources)
+        return self.chat(options, text_options).answer(conversation)
+
+    def read_messages(
+        self, messages: Sequence[Mapping[str, Any]], sources: SourceOptions | None = None
+    ) -> list[Message]:
+        """Return a conversation with its pictures read; arguments as in :meth:`answer`."""
+        patch_size = self.model.config.latents.patch_size
+        return read_messages(messages, sources or SourceOptions(), patch_size=patch_size)
 
     def ask(self, picture: Picture, question: str, options: TextOptions | None = None) -> str:
         """Return the model's answer to a question about a picture."""
@@ -253,16 +288,3 @@ class Pipeline:
             self.reader.template.draw(prompt),
             verifier_sequence(verifier, self.reader, prompt),
         )
-
-
-def _count_steps(progress: Progress | None, total: int) -> StepHook | None:
-    if progress is None:
-        return None
-    done = 0
-
-    def on_step(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
-
-    return on_step

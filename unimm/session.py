@@ -17,6 +17,7 @@ from unimm.drawing import StepHook
 from unimm.errors import UserError
 from unimm.generation import Generation, Stopwatch, draw_pictures
 from unimm.language import State
+from unimm.messages import Message
 from unimm.options import ResolvedOptions, TextOptions, check_text
 from unimm.reader import Reader, choose_tokens
 from unimm.search import DrawingTask
@@ -123,11 +124,7 @@ class ChatSession:
             pictures: Images or latents to show with it.
             on_step: Called after every denoising step.
         """
-        events = list(self.stream(text, pictures, on_step=on_step))
-        return Reply(
-            text="".join(event.text for event in events if isinstance(event, TextDelta)),
-            generations=tuple(e.generation for e in events if isinstance(e, PictureFinished)),
-        )
+        return _gather(self.stream(text, pictures, on_step=on_step))
 
     @torch.no_grad()
     def stream(
@@ -139,8 +136,28 @@ class ChatSession:
     ) -> Iterator[Event]:
         """Say something and yield the reply as it comes; arguments as in :meth:`send`."""
         check_text("message", text)
-        shown = [*self._pictures, *(self._encode(pictures) if pictures else ())]
-        state = self._read_turn(text, shown)
+        yield from self.stream_messages([Message("user", (*pictures, text))], on_step=on_step)
+
+    def answer(self, messages: Sequence[Message], *, on_step: StepHook | None = None) -> Reply:
+        """Read messages and return the whole reply to the last; as :meth:`stream_messages`."""
+        return _gather(self.stream_messages(messages, on_step=on_step))
+
+    @torch.no_grad()
+    def stream_messages(
+        self, messages: Sequence[Message], *, on_step: StepHook | None = None
+    ) -> Iterator[Event]:
+        """Read messages and yield the reply to the last as it comes.
+
+        Args:
+            messages: Of a conversation, as :func:`unimm.messages.read_messages` returns them. A
+                conversation that has begun goes on with the user's.
+            on_step: Called after every denoising step.
+        """
+        if self._state and messages[0].role != "user":
+            raise UserError("the conversation has begun; it goes on with a message of the user")
+        text = messages[-1].text
+        check_text("message", text)
+        state = self._read_turns(messages)
         reply = _Reply(self, text, state, on_step=on_step)
         yield from reply.events()
         self._state = reply.state
@@ -148,14 +165,28 @@ class ChatSession:
         self.num_drawn += len(reply.generations)
         self.num_turns += 1
 
-    def _read_turn(self, text: str, shown: Sequence[Tensor]) -> State:
+    def _read_turns(self, messages: Sequence[Message]) -> State:
         template = self.reader.template
+        turn: list[Segment] = []
+        # What the model drew is shown at the head of the next turn of the user.
+        drawn: Sequence[Picture] = self._pictures
+        shown: list[Picture] = []
         # The model's own end of turn has not been read yet.
-        after = [TextSegment((template.turn_end_id,))] if self._state else []
-        turn = template.say(text, num_images=len(shown), after=after)
+        after: list[Segment] = [TextSegment((template.turn_end_id,))] if self._state else []
+        for message in messages:
+            parts = [part if isinstance(part, str) else None for part in message.parts]
+            match message.role:
+                case "system":
+                    template = template.with_system(message.text)
+                case "assistant":
+                    drawn = message.pictures
+                    after = [*turn, *template.drawn(parts), TextSegment((template.turn_end_id,))]
+                case "user":
+                    turn = template.user([*(None for _ in drawn), *parts], after=after)
+                    shown += [*drawn, *message.pictures]
         self.check_room(self.length, turn)
         model = self.reader.model
-        images = torch.stack(list(shown)).to(model.device, model.dtype) if shown else None
+        images = self._encode(shown).to(model.device, model.dtype) if shown else None
         return self.reader.read([turn], images, after=self._state)
 
     def check_room(self, length: int, segments: Sequence[Segment]) -> None:
@@ -167,6 +198,14 @@ class ChatSession:
                 f"the conversation needs {needed} positions, the model's context has {context}; "
                 f"start a new conversation or say less"
             )
+
+
+def _gather(stream: Iterator[Event]) -> Reply:
+    events = list(stream)
+    return Reply(
+        text="".join(event.text for event in events if isinstance(event, TextDelta)),
+        generations=tuple(e.generation for e in events if isinstance(e, PictureFinished)),
+    )
 
 
 class _Reply:

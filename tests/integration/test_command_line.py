@@ -105,7 +105,7 @@ def test_a_process_ends_with_status_2_and_one_line_on_a_mistake(tmp_path: Path) 
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     code = (
         "import unimm.cli, unimm.cli.info as info\n"
-        "info.load_pipeline = lambda *a, **k: int('x')\n"
+        "info.describe = lambda *a, **k: int('x')\n"
         "unimm.cli.main(['info'])"
     )
     done = subprocess.run(

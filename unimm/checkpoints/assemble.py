@@ -1,6 +1,6 @@
 """Fill a model tensor by tensor, so that memory never holds it twice."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unimm.checkpoints.keymap import Rule, place
+from unimm.checkpoints.names import canonical
 from unimm.checkpoints.tensors import Shape, TensorFolder
 from unimm.errors import CheckpointError
 
@@ -65,19 +66,31 @@ class Slots:
         model: Built under :func:`empty_parameters`.
         device: Where tensors go.
         dtype: Of floating-point parameters; buffers keep theirs.
+        parts: Devices of the model's children that are elsewhere.
     """
 
-    def __init__(self, model: nn.Module, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        parts: Mapping[str, torch.device] | None = None,
+    ) -> None:
         self.model = model
         self.device = device
+        self.parts = parts or {}
         self.dtype = dtype
-        self.expected: dict[str, Tensor] = dict(model.state_dict())
+        state = model.state_dict()
+        self._installed = {canonical(name): name for name in state}
+        self.expected: dict[str, Tensor] = {canonical(name): t for name, t in state.items()}
         self.filled: dict[str, Tensor] = {}
         self._blocks: dict[str, set[int]] = {}
         self._names: dict[int, list[str]] = {}
+        self._parameters: dict[str, nn.Parameter] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            self._names.setdefault(id(parameter), []).append(name)
-        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+            self._names.setdefault(id(parameter), []).append(canonical(name))
+            self._parameters[canonical(name)] = parameter
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -115,7 +128,8 @@ class Slots:
         if key not in self.filled:
             model = self.expected[key]
             dtype = self.dtype if key in self._parameters else model.dtype
-            self.filled[key] = torch.empty(model.shape, dtype=dtype, device=self.device)
+            device = self.parts.get(key.partition(".")[0], self.device)
+            self.filled[key] = torch.empty(model.shape, dtype=dtype, device=device)
         return self.filled[key]
 
     def finish(self, *, where: Path, optional: Collection[str] = ()) -> None:
@@ -146,8 +160,12 @@ class Slots:
             # One parameter for all names: a copy each would come apart when the model is cast.
             value = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
             for name in self._aliases(key):
-                _assign(self.model, name, value)
-        self.model.to(self.device)
+                _assign(self.model, self._installed[name], value)
+        if not self.parts:
+            self.model.to(self.device)
+            return
+        for name, child in self.model.named_children():
+            child.to(self.parts.get(name, self.device))
 
     def _aliases(self, key: str) -> list[str]:
         """Return every name of a tied parameter."""

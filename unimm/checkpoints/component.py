@@ -13,6 +13,7 @@ from torch import nn
 
 from unimm.checkpoints.assemble import Slots, Source, fill
 from unimm.checkpoints.keymap import Rule
+from unimm.checkpoints.names import canonical
 from unimm.checkpoints.tensors import TensorFolder, read_json
 from unimm.config_io import from_dict
 from unimm.errors import CheckpointError, ConfigError
@@ -42,7 +43,7 @@ def save_component(
         (partial / "config.json").write_text(text + "\n", encoding="utf-8")
         card = f"# {destination.name}\n\nConverted from {source.name} by unimm.\n"
         (partial / "README.md").write_text(card, encoding="utf-8")
-        state = {key: tensor.contiguous() for key, tensor in module.state_dict().items()}
+        state = {canonical(k): tensor.contiguous() for k, tensor in module.state_dict().items()}
         save_file(state, partial / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -68,7 +69,7 @@ def component_config(directory: Path, *, kind: str, cls: type[_ConfigT]) -> _Con
 def restore_component(module: _ModuleT, directory: Path) -> _ModuleT:
     """Return a module, built empty, with the tensors of its directory, in their precision."""
     weights = TensorFolder.open(directory)
-    parameter = next(name for name, _ in module.named_parameters())
+    parameter = next(canonical(name) for name, _ in module.named_parameters())
     if parameter not in weights.shapes:
         raise CheckpointError(f"{directory} lacks a tensor for {parameter}; copy it again")
     slots = Slots(module, device=CPU, dtype=weights.get(parameter).dtype)

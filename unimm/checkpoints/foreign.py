@@ -1,5 +1,6 @@
 """Load a released model of another system as one of ours."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from unimm.checkpoints.tensors import read_json
 from unimm.checkpoints.towers import TowerSource, file_rules, optional_keys, read_tower
 from unimm.config import UniMMConfig
 from unimm.errors import CheckpointError
+from unimm.footprint import Footprint, footprint, foreign_shapes
 from unimm.latents import LatentSpaceConfig
-from unimm.memory import check_memory
 from unimm.model import UniMM
 from unimm.tokenizer import IMAGE_END, IMAGE_START, PAD, TURN_END, TURN_START, encode_text
 
@@ -49,12 +50,60 @@ def is_foreign(directory: Path) -> bool:
     return path.is_file() and read_json(path).get("model_type") in scale_rae.MODEL_TYPES
 
 
+@dataclass(frozen=True, slots=True)
+class ScaleRAERelease:
+    """A released model with its tower and decoder, read as far as the headers of its files.
+
+    Args:
+        source: Language model, queries and DiT.
+        eyes: Vision tower.
+        paint: Pixel decoder.
+        tokenizer: Its tokenizer.
+        config: Ours.
+    """
+
+    source: ScaleRAESource
+    eyes: TowerSource
+    paint: DecoderSource
+    tokenizer: PreTrainedTokenizerFast
+    config: UniMMConfig
+
+    @property
+    def sources(self) -> list[Source]:
+        """All tensors and where they go."""
+        return _sources(self.source, self.eyes, self.paint, self.config)
+
+    @property
+    def footprint(self) -> Footprint:
+        """What it needs of memory."""
+        return footprint(self.source.directory, foreign_shapes(self.sources))
+
+
+def open_scale_rae(
+    directory: Path, *, tower: str | Path | None = None, decoder: str | Path | None = None
+) -> ScaleRAERelease:
+    """Return a released model, no tensor read; arguments as in :func:`load_scale_rae`."""
+    source = ScaleRAESource.open(directory)
+    tokenizer = load_tokenizer(directory, num_rows=source.shape("model.embed_tokens.weight")[0])
+    eyes = read_tower(
+        find_part(directory, tower, folder="tower", repository=source.tower_name, option="tower")
+    )
+    place = DECODERS.get(eyes.kind, DECODERS["siglip2"])
+    paint = read_decoder(
+        find_part(directory, decoder, folder="decoder", repository=place, option="decoder"),
+        latent_dim=int(eyes.config["hidden_size"]),
+    )
+    config = _config(source, eyes, paint, tokenizer)
+    return ScaleRAERelease(source, eyes, paint, tokenizer, config)
+
+
 @torch.no_grad()
 def load_scale_rae(
     directory: Path,
     *,
     device: torch.device,
     dtype: torch.dtype,
+    parts: Mapping[str, torch.device] | None = None,
     tower: str | Path | None = None,
     decoder: str | Path | None = None,
     progress: LoadProgress | None = None,
@@ -65,6 +114,7 @@ def load_scale_rae(
         directory: Its folder.
         device: Where to put it.
         dtype: Of its parameters, whatever the files hold.
+        parts: Devices of parts that are elsewhere.
         tower: Folder or hub id of its vision tower; looked for when None.
         decoder: Folder or hub id of its pixel decoder; looked for when None.
         progress: Called while tensors are read.
@@ -73,39 +123,23 @@ def load_scale_rae(
         CheckpointError: A file is missing, corrupt or of another model.
         NotEnoughMemoryError: The model is larger than the free memory.
     """
-    source = ScaleRAESource.open(directory)
-    tokenizer = load_tokenizer(directory, num_rows=source.shape("model.embed_tokens.weight")[0])
-    eyes = read_tower(
-        find_part(directory, tower, folder="tower", repository=source.tower_name, option="tower")
-    )
-    dim = int(eyes.config["hidden_size"])
-    paint = read_decoder(
-        find_part(
-            directory,
-            decoder,
-            folder="decoder",
-            repository=DECODERS.get(eyes.kind, DECODERS["siglip2"]),
-            option="decoder",
-        ),
-        latent_dim=dim,
-    )
-    config = _config(source, eyes, paint, tokenizer)
-    check_positions(source, config)
-    sources = _sources(source, eyes, paint, config)
-    _check_memory(directory, sources, device, dtype)
+    release = open_scale_rae(directory, tower=tower, decoder=decoder)
+    release.footprint.check(dtype, device, parts=parts)
+    source = release.source
+    check_positions(source, release.config)
     with empty_parameters():
-        model = UniMM(config)
-    slots = Slots(model, device=device, dtype=dtype)
-    fill(slots, sources, progress=progress)
-    statistics = _statistics(source, config)
+        model = UniMM(release.config)
+    slots = Slots(model, device=device, dtype=dtype, parts=parts)
+    fill(slots, release.sources, progress=progress)
+    statistics = _statistics(source, release.config)
     for name, tensor in zip(("latent_mean", "latent_scale"), statistics, strict=False):
         slots.put(f"latents.{name}", tensor, where=f"{directory}: diff_head.data_*")
-    slots.finish(where=directory, optional=_optional(slots, source, eyes))
+    slots.finish(where=directory, optional=_optional(slots, source, release.eyes))
     if statistics:
         _read_standardised(model, *statistics)
     card = directory / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {directory.name}\n"
-    return ForeignModel(model.eval().requires_grad_(False), tokenizer, text)
+    return ForeignModel(model.eval().requires_grad_(False), release.tokenizer, text)
 
 
 def _config(
@@ -174,13 +208,6 @@ def _optional(slots: Slots, source: ScaleRAESource, eyes: TowerSource) -> tuple[
         slots.put("generator.connector.project.weight", torch.eye(width), where=where)
         slots.put("generator.connector.project.bias", torch.zeros(width), where=where)
     return tuple(keys)
-
-
-def _check_memory(
-    directory: Path, sources: list[Source], device: torch.device, dtype: torch.dtype
-) -> None:
-    count = sum(torch.Size(s).numel() for one in sources for s in one.weights.shapes.values())
-    check_memory(count * dtype.itemsize, device, f"the model in {directory}")
 
 
 def _statistics(source: ScaleRAESource, config: UniMMConfig) -> tuple[Tensor, ...]:

@@ -105,8 +105,8 @@ class ScaleRAESource:
         if self.tree.get("generation_alignment_tower"):
             raise CheckpointError(
                 f"{self.where}: generation_alignment_tower is "
-                f"{self.tree['generation_alignment_tower']!r}; models that draw VAE latents cannot "
-                f"be read yet"
+                f"{self.tree['generation_alignment_tower']!r}; a model that reads one latent space "
+                f"and draws in a VAE's cannot be read"
             )
         loss = self.tree.get("vision_loss", "diffusion-loss")
         kind = self.tree.get("dit_cls", "DiT")

@@ -6,7 +6,15 @@ from typing import Annotated
 import typer
 
 from unimm.cli.inputs import as_model_input, read_input
-from unimm.cli.options import DeviceOption, DtypeOption, JsonOption, ModelOption, load_pipeline
+from unimm.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    OffloadOption,
+    QuantizeOption,
+    load_pipeline,
+)
 from unimm.cli.output import print_json, stdout, stdout_kept_clean, working
 from unimm.errors import UserError
 
@@ -18,6 +26,8 @@ def ask(
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
+    offload: OffloadOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about a picture.
@@ -29,7 +39,9 @@ def ask(
     with stdout_kept_clean():
         source = read_input(image)
         with working("loading the model", quiet=as_json):
-            pipeline = load_pipeline(model, device=device, dtype=dtype)
+            pipeline = load_pipeline(
+                model, device=device, dtype=dtype, quantize=quantize, offload=offload
+            )
         answer = pipeline.ask(as_model_input(source, space=pipeline.space), question)
     if as_json:
         print_json({"image": str(image), "question": question, "answer": answer})

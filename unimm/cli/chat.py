@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unimm.cli.options import DeviceOption, DtypeOption, ModelOption, load_pipeline
+from unimm.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    OffloadOption,
+    QuantizeOption,
+    load_pipeline,
+)
 from unimm.cli.output import stderr, stdout, working
 from unimm.errors import UserError
 
@@ -45,6 +52,8 @@ def chat(
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
+    offload: OffloadOption = False,
 ) -> None:
     """Talk with the model; it draws when you ask it to, and can look at what it drew.
 
@@ -59,7 +68,9 @@ def chat(
 
     options = GenerationOptions(best_of=best_of, seed=seed)
     with working("loading the model"):
-        pipeline = load_pipeline(model, device=device, dtype=dtype)
+        pipeline = load_pipeline(
+            model, device=device, dtype=dtype, quantize=quantize, offload=offload
+        )
         session = pipeline.chat(options)
     stderr.print("Say what to draw, or ask. /help lists the commands.", style="dim")
     converse(Conversation(pipeline=pipeline, session=session, folder=folder), read_line)

@@ -10,6 +10,8 @@ from unimm.cli.options import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    OffloadOption,
+    QuantizeOption,
     load_pipeline,
     parse_prompt_argument,
     png_path,
@@ -65,6 +67,8 @@ def generate(
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
+    offload: OffloadOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw a picture.
@@ -92,7 +96,9 @@ def generate(
             seed=seed,
         )
         with working("loading the model", quiet=as_json):
-            pipeline = load_pipeline(model, device=device, dtype=dtype)
+            pipeline = load_pipeline(
+                model, device=device, dtype=dtype, quantize=quantize, offload=offload
+            )
         warn_if_unknown(pipeline, prompt)
         with progress_bar(f"drawing {options.best_of}", quiet=as_json) as progress:
             (generation,) = pipeline.generate(prompt, options, progress=progress)

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from unimm.cli.options import MODEL_HELP, JsonOption, load_pipeline
+from unimm.cli.options import MODEL_HELP, JsonOption
 from unimm.cli.output import print_json, stdout, stdout_kept_clean, working
 
 if TYPE_CHECKING:
-    from unimm.pipeline import Pipeline
+    from unimm.footprint import Footprint
 
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -20,37 +20,42 @@ def info(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a model's parts, parameters and memory by dtype.
+    """Show a model's parts, parameters and memory by dtype; nothing is loaded.
 
     **Example:** `unimm info`
     """
-    with stdout_kept_clean(), working("loading the model", quiet=as_json):
-        pipeline = load_pipeline(model, device="cpu", dtype="float32")
-        document = info_document(model, pipeline)
+    with stdout_kept_clean(), working("reading headers", quiet=as_json):
+        document = describe(model)
     if as_json:
         print_json(document)
     else:
         _print(document)
 
 
-def info_document(model: str | None, pipeline: "Pipeline") -> dict[str, Any]:
+def describe(model: str | None) -> dict[str, Any]:
     """Return the JSON document that describes a model."""
-    from unimm.model import PARTS
+    from unimm.loading import inspect
 
-    parts = {
-        name: sum(parameter.numel() for parameter in pipeline.model.part(name).parameters())
-        for name in PARTS
-    }
+    footprint, space = inspect(model)
     return {
         "model": model or "the small model of the package",
-        "latent_space": pipeline.space,
+        "latent_space": space,
         "parts": [
             {"name": name, "parameters": count, "bytes": _bytes(count)}
-            for name, count in parts.items()
+            for name, count in footprint.parameters.items()
         ],
-        "parameters": sum(parts.values()),
-        "bytes": _bytes(sum(parts.values())),
+        "parameters": footprint.total,
+        "bytes": _bytes(footprint.total),
+        "quantized_language_bytes": _quantized(footprint),
     }
+
+
+def _quantized(footprint: "Footprint") -> dict[str, int]:
+    import torch
+
+    from unimm.footprint import BITS
+
+    return {kind: footprint.size("language", torch.bfloat16, kind) for kind in BITS}
 
 
 def _bytes(parameters: int) -> dict[str, int]:
@@ -70,4 +75,10 @@ def _print(document: dict[str, Any]) -> None:
         sizes = (f"{row['bytes'][dtype] / 2**20:,.1f} MiB" for dtype in BYTES)
         table.add_row(row["name"], f"{row['parameters']:,}", *sizes)
     stdout.print(table)
-    stdout.print(f"latent space {document['latent_space']}", style="dim")
+    quantized = ", ".join(
+        f"{size / 2**20:,.1f} MiB in {kind}"
+        for kind, size in document["quantized_language_bytes"].items()
+    )
+    stdout.print(f"language with --quantize: {quantized}", style="dim")
+    if document["latent_space"]:
+        stdout.print(f"latent space {document['latent_space']}", style="dim")

@@ -1,7 +1,7 @@
 """Options that several commands share, and what they stand for."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from unimm.pipeline import Pipeline
+    from unimm.quantize import Quantization
 
 MODEL_HELP = "A model directory or hub id; the small model of the package by default."
 
@@ -22,6 +23,15 @@ DeviceOption = Annotated[
 ]
 DtypeOption = Annotated[
     str, typer.Option(metavar="DTYPE", help="`float32`, `bfloat16` or `float16`.")
+]
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND", help="`8bit` or `4bit` for the language model.", show_default="neither"
+    ),
+]
+OffloadOption = Annotated[
+    bool, typer.Option("--offload", help="Keep tower and decoder on the CPU until they are used.")
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")
@@ -53,16 +63,30 @@ def pick_device(name: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def load_pipeline(model: str | None, *, device: str, dtype: str) -> "Pipeline":
+def load_pipeline(
+    model: str | None,
+    *,
+    device: str,
+    dtype: str,
+    quantize: str | None = None,
+    offload: bool = False,
+) -> "Pipeline":
     """Return the model of that name, ready to run.
 
     Raises:
-        UserError: The device, dtype or model cannot be used.
+        UserError: The device, dtype, quantisation or model cannot be used.
     """
     precision = parse_dtype(dtype)
     from unimm.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(model, device=pick_device(device), dtype=precision)
+    return Pipeline.from_pretrained(
+        model,
+        device=pick_device(device),
+        dtype=precision,
+        # Any other text is refused, with the names that are known.
+        quantize=cast("Quantization | None", quantize),
+        offload=offload,
+    )
 
 
 def parse_prompt_argument(prompt: str) -> str:

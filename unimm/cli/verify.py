@@ -11,6 +11,8 @@ from unimm.cli.options import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    OffloadOption,
+    QuantizeOption,
     load_pipeline,
     parse_prompt_argument,
 )
@@ -26,6 +28,8 @@ def verify(
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
+    quantize: QuantizeOption = None,
+    offload: OffloadOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score how well pictures match a prompt.
@@ -38,7 +42,9 @@ def verify(
     with stdout_kept_clean():
         sources = [read_input(file) for file in files]
         with working("loading the model", quiet=as_json):
-            pipeline = load_pipeline(model, device=device, dtype=dtype)
+            pipeline = load_pipeline(
+                model, device=device, dtype=dtype, quantize=quantize, offload=offload
+            )
         inputs = [as_model_input(source, space=pipeline.space) for source in sources]
         scores = pipeline.verify(prompt, inputs)
     rows = [{"file": str(file), "score": score} for file, score in zip(files, scores, strict=True)]

@@ -19,6 +19,7 @@ from metaquery.generator import GeneratorConfig
 from metaquery.rope import grid_rope, sincos_embedding
 from unimm.chat import ChatStyle
 from unimm.checkpoints.keymap import Rule, place
+from unimm.checkpoints.names import canonical
 from unimm.checkpoints.rae_decoder import DECODER_RULES
 from unimm.checkpoints.scale_rae import model_rules
 from unimm.checkpoints.towers import file_rules
@@ -320,7 +321,7 @@ def write_tower(folder: Path, model: UniMM, options: Options) -> None:
     """Write the vision tower as on the hub: SigLIP-2 beside its text half, or DINOv2."""
     folder.mkdir()
     ours = {
-        key.removeprefix("latents.tower."): value
+        canonical(key).removeprefix("latents.tower."): value
         for key, value in model.state_dict().items()
         if key.startswith("latents.tower.")
     }
