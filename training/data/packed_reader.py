@@ -12,10 +12,10 @@ from typing import Any
 
 from unimm.errors import UserError
 
+from .corpus import Corpus
 from .packer import Row, RowPacker
 from .reader import check_fingerprint, load
 from .sample import Sample, SampleBatch, Skipped
-from .stream import SampleStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class PackedReader:
     """Batches of full rows.
 
     Args:
-        stream: All samples by number; its configuration has a row length.
+        corpus: All samples by number; its configuration has a row length.
         rows: Rows of a batch.
         rank: Which rank this is.
         world_size: How many there are.
@@ -48,14 +48,14 @@ class PackedReader:
 
     def __init__(
         self,
-        stream: SampleStream,
+        corpus: Corpus,
         *,
         rows: int,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
     ) -> None:
-        length = stream.config.row_length
+        length = corpus.config.row_length
         if length is None:
             raise UserError("packed rows need data.row_length, such as data.row_length=2048")
         if rows < 1 or not 0 <= rank < world_size:
@@ -63,12 +63,12 @@ class PackedReader:
                 f"rows ({rows}) must be at least 1 and rank ({rank}) below "
                 f"world_size ({world_size})"
             )
-        self._stream = stream
+        self._corpus = corpus
         self._rows = rows
         self._rank = rank
         self._world_size = world_size
         self._num_workers = num_workers
-        self._packer = RowPacker(length, max_open=stream.config.open_rows)
+        self._packer = RowPacker(length, max_open=corpus.config.open_rows)
         self._queue = Queue()
         self._taken = 0
         self._done: list[Row] = []
@@ -78,12 +78,11 @@ class PackedReader:
         places = count(self._rank + self._taken * self._world_size, self._world_size)
         numbers = ((self._queue[place],) for place in places)
         skipped: list[Skipped] = []
-        for (item,) in load(self._stream, numbers, num_workers=self._num_workers):
+        for one in load(self._corpus, numbers, num_workers=self._num_workers):
             self._taken += 1
-            if isinstance(item, Skipped):
-                skipped.append(item)
-            else:
-                self._done += self._packer.add(item)
+            skipped += one.skipped
+            for sample in one.samples:
+                self._done += self._packer.add(sample)
             while len(self._done) >= self._rows:
                 batch, self._done = self._done[: self._rows], self._done[self._rows :]
                 reported, skipped = tuple(skipped), []
@@ -92,7 +91,7 @@ class PackedReader:
     def state_dict(self) -> dict[str, Any]:
         """Return this rank's state; a checkpoint needs those of all ranks."""
         return {
-            "fingerprint": self._stream.fingerprint,
+            "fingerprint": self._corpus.fingerprint,
             "rank": self._rank,
             "world_size": self._world_size,
             "owed": list(self._queue.owed),
@@ -109,7 +108,7 @@ class PackedReader:
             UserError: They belong to other data, or a rank's is missing.
         """
         for state in states:
-            check_fingerprint(self._stream, state)
+            check_fingerprint(self._corpus, state)
         saved = {int(state["rank"]): state for state in states}
         world_size = int(states[0]["world_size"])
         if sorted(saved) != list(range(world_size)):
@@ -131,7 +130,7 @@ class PackedReader:
 
     def _read_again(self, rows: Sequence[Sequence[int]]) -> list[list[Sample]]:
         """Return rows of samples; one whose file is gone since then leaves a gap."""
-        read = [[self._stream[number] for number in row] for row in rows]
+        read = [[self._corpus[number] for number in row] for row in rows]
         return [[item for item in row if isinstance(item, Sample)] for row in read]
 
 

@@ -4,7 +4,7 @@ Worker processes only make samples by number; which number comes next is decided
 does not depend on how far workers have read ahead, or on how many there are.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from unimm.errors import UserError
 
 from ..interruption import leave_quietly
-from .packer import pack_rows
-from .sample import Sample, SampleBatch, Skipped
-from .stream import SampleStream
+from .corpus import Corpus
+from .sample import SampleBatch
 
 
 class BatchReader:
@@ -31,7 +30,7 @@ class BatchReader:
     the same samples. With a row length, a micro-batch is packed into as few rows as it needs.
 
     Args:
-        stream: All samples by number.
+        corpus: All samples by number.
         batch_size: Samples of one rank in one micro-batch.
         rank: Which rank this is.
         world_size: How many there are.
@@ -40,7 +39,7 @@ class BatchReader:
 
     def __init__(
         self,
-        stream: SampleStream,
+        corpus: Corpus,
         *,
         batch_size: int,
         rank: int = 0,
@@ -52,7 +51,7 @@ class BatchReader:
                 f"batch_size ({batch_size}) must be at least 1 and rank ({rank}) below "
                 f"world_size ({world_size})"
             )
-        self._stream = stream
+        self._corpus = corpus
         self._batch_size = batch_size
         self._rank = rank
         self._world_size = world_size
@@ -64,16 +63,13 @@ class BatchReader:
         width = self._batch_size * self._world_size
         starts = count(self.position, width)
         numbers = (range(start + self._rank, start + width, self._world_size) for start in starts)
-        for items in load(self._stream, numbers, num_workers=self._num_workers):
+        for batch in load(self._corpus, numbers, num_workers=self._num_workers):
             self.position += width
-            samples = [item for item in items if isinstance(item, Sample)]
-            length = self._stream.config.row_length
-            rows = tuple((s,) for s in samples) if length is None else pack_rows(samples, length)
-            yield SampleBatch(rows, tuple(i for i in items if isinstance(i, Skipped)))
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last batch that was yielded; alike on all ranks."""
-        return {"position": self.position, "fingerprint": self._stream.fingerprint}
+        return {"position": self.position, "fingerprint": self._corpus.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a position, on any number of ranks and workers.
@@ -81,26 +77,26 @@ class BatchReader:
         Raises:
             UserError: It belongs to other data.
         """
-        check_fingerprint(self._stream, state)
+        check_fingerprint(self._corpus, state)
         self.position = int(state["position"])
 
 
-class _Numbered(Dataset[list[Any]]):
-    """Lists of samples by lists of numbers, for a loader's workers."""
+class _Batches(Dataset[SampleBatch]):
+    """Batches by the numbers of their samples, for a loader's workers."""
 
-    def __init__(self, stream: SampleStream) -> None:
-        self._stream = stream
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
 
-    def __getitem__(self, numbers: Iterable[int]) -> list[Any]:
-        return [to_wire(self._stream[number]) for number in numbers]
+    def __getitem__(self, numbers: Iterable[int]) -> SampleBatch:
+        return to_wire(self._corpus.batch(numbers))
 
 
 def load(
-    stream: SampleStream, numbers: Iterable[Iterable[int]], *, num_workers: int
-) -> Iterator[list[Sample | Skipped]]:
-    """Yield the samples of each group of numbers, in order."""
-    loader: DataLoader[list[Any]] = DataLoader(
-        _Numbered(stream),
+    corpus: Corpus, numbers: Iterable[Iterable[int]], *, num_workers: int
+) -> Iterator[SampleBatch]:
+    """Yield the batch of each group of numbers, in order."""
+    loader: DataLoader[SampleBatch] = DataLoader(
+        _Batches(corpus),
         batch_size=None,
         sampler=numbers,
         num_workers=num_workers,
@@ -109,37 +105,41 @@ def load(
         collate_fn=_as_it_is,
         worker_init_fn=leave_quietly,
     )
-    for items in loader:
-        yield [from_wire(item) for item in items]
+    for batch in loader:
+        yield from_wire(batch)
 
 
-def check_fingerprint(stream: SampleStream, state: dict[str, Any]) -> None:
+def check_fingerprint(corpus: Corpus, state: dict[str, Any]) -> None:
     """Raise UserError unless a saved position belongs to this data."""
-    if state["fingerprint"] != stream.fingerprint:
+    if state["fingerprint"] != corpus.fingerprint:
         raise UserError(
             "the data is not what the checkpoint was trained on (files, weights, seed or shuffle "
             "settings differ), so its position means nothing; restore them or start a new run"
         )
 
 
-def to_wire(item: Sample | Skipped) -> Sample | Skipped:
-    """Return a sample whose pictures are plain arrays.
+def to_wire(batch: SampleBatch) -> SampleBatch:
+    """Return a batch whose pictures are plain arrays.
 
     Tensors would each take a file descriptor on their way between processes.
     """
-    if isinstance(item, Skipped):
-        return item
-    read, drawn = (tuple(map(_to_array, pictures)) for pictures in (item.read, item.drawn))
-    return replace(item, read=read, drawn=drawn)
+    return _convert(batch, _to_array)
 
 
-def from_wire(item: Sample | Skipped) -> Sample | Skipped:
+def from_wire(batch: SampleBatch) -> SampleBatch:
     """Undo :func:`to_wire`."""
-    if isinstance(item, Skipped):
-        return item
-    wired: Any = item
-    read, drawn = (tuple(map(_to_tensor, part)) for part in (wired.read, wired.drawn))
-    return replace(item, read=read, drawn=drawn)
+    return _convert(batch, _to_tensor)
+
+
+def _convert(batch: SampleBatch, picture: Callable[[Any], Any]) -> SampleBatch:
+    rows = tuple(
+        tuple(
+            replace(s, read=tuple(map(picture, s.read)), drawn=tuple(map(picture, s.drawn)))
+            for s in row
+        )
+        for row in batch.rows
+    )
+    return replace(batch, rows=rows)
 
 
 def _to_array(picture: Tensor) -> Any:
@@ -152,5 +152,5 @@ def _to_tensor(wired: tuple[torch.dtype, np.ndarray[Any, Any]]) -> Tensor:
     return torch.from_numpy(array).view(dtype)
 
 
-def _as_it_is(item: list[Any]) -> list[Any]:
+def _as_it_is(item: Any) -> Any:
     return item

@@ -29,6 +29,7 @@ class Sample:
             latents (N, D).
         drawn: Pictures that it asks for, in the same form, one for each ``QuerySegment``.
         length: Positions that the conversation takes.
+        seed: Of everything random about it, whatever batch it is in.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Sample:
     read: tuple[Tensor, ...]
     drawn: tuple[Tensor, ...]
     length: int
+    seed: int = 0
 
     @property
     def task(self) -> Task:

@@ -1,6 +1,6 @@
 """After a kill, training goes on with the very next sample, on any number of ranks and workers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.training.data.conftest import MakeStream
+from tests.unit.training.data.conftest import MakeCorpus
 from tests.unit.training.data.layouts import (
     png,
     reading_records,
@@ -19,17 +19,17 @@ from tests.unit.training.data.layouts import (
     write_tars,
 )
 from training.data.config import SourceConfig
+from training.data.corpus import Corpus
 from training.data.packed_reader import PackedReader, merge_states
 from training.data.reader import BatchReader
 from training.data.sample import Sample, SampleBatch, Skipped
-from training.data.stream import SampleStream
 from unimm.errors import UserError
 
 many = settings(max_examples=25, deadline=None)
 
 
 @pytest.fixture
-def stream(tmp_path: Path, make_stream: MakeStream) -> SampleStream:
+def corpus(tmp_path: Path, make_corpus: MakeCorpus) -> Corpus:
     """Return a mixture of tars and lines in which every fifth line is no good."""
     records = [
         {"conversations": turns("say", "word " * (n % 7 + 1)) if n % 5 else "broken"}
@@ -40,21 +40,21 @@ def stream(tmp_path: Path, make_stream: MakeStream) -> SampleStream:
     )
     tars = write_tars(tmp_path / "tars", [3, 4])
     drawn = SourceConfig(name="drawn", kind="wds", path=str(tars), weight=1)
-    return make_stream(words, drawn, row_length=200, max_length=120, open_rows=3)
+    return make_corpus(words, drawn, row_length=200, max_length=120, open_rows=3)
 
 
 def numbers(batch: SampleBatch) -> list[int]:
     return [s.number for s in (*batch.samples, *batch.skipped)]
 
 
-def batch_readers(stream: SampleStream, ranks: int, batch_size: int) -> list[BatchReader]:
+def batch_readers(corpus: Corpus, ranks: int, batch_size: int) -> list[BatchReader]:
     return [
-        BatchReader(stream, batch_size=batch_size, rank=r, world_size=ranks) for r in range(ranks)
+        BatchReader(corpus, batch_size=batch_size, rank=r, world_size=ranks) for r in range(ranks)
     ]
 
 
 class Synthetic:
-    """Stands in for a stream: samples of a length that follows from their number."""
+    """Stands in for a corpus: samples of a length that follows from their number."""
 
     fingerprint = "synthetic"
 
@@ -67,6 +67,13 @@ class Synthetic:
         length = 1 + number * 7919 % 100
         return Sample(number, str(number), "demo", (), (), (), length)
 
+    def batch(self, numbers: Iterable[int]) -> SampleBatch:
+        items = [self[number] for number in numbers]
+        return SampleBatch(
+            tuple((item,) for item in items if isinstance(item, Sample)),
+            tuple(item for item in items if isinstance(item, Skipped)),
+        )
+
 
 @many
 @given(
@@ -75,16 +82,16 @@ class Synthetic:
 def test_batches_continue_on_any_number_of_ranks(
     before: int, after: int, size: int, steps: int, more: int
 ) -> None:
-    stream: Any = Synthetic()
+    corpus: Any = Synthetic()
     seen: list[int] = []
-    readers = batch_readers(stream, before, size)
+    readers = batch_readers(corpus, before, size)
     running: list[Iterator[SampleBatch]] = [iter(reader) for reader in readers]
     for _ in range(steps):
         for batches in running:
             seen += numbers(next(batches))
     states = [reader.state_dict() for reader in readers]
     assert all(state == states[0] for state in states)
-    for reader in batch_readers(stream, after, size):
+    for reader in batch_readers(corpus, after, size):
         reader.load_state_dict(states[0])
         for batch in islice(reader, more):
             seen += numbers(batch)
@@ -94,8 +101,8 @@ def test_batches_continue_on_any_number_of_ranks(
 @many
 @given(st.sampled_from([1, 2, 4]), st.integers(1, 3))
 def test_every_number_of_ranks_sees_the_same_global_batches(ranks: int, steps: int) -> None:
-    stream: Any = Synthetic()
-    readers = [iter(reader) for reader in batch_readers(stream, ranks, 4 // ranks)]
+    corpus: Any = Synthetic()
+    readers = [iter(reader) for reader in batch_readers(corpus, ranks, 4 // ranks)]
     for step in range(steps):
         together = sorted(n for reader in readers for n in numbers(next(reader)))
         assert together == list(range(4 * step, 4 * step + 4))
@@ -107,12 +114,12 @@ def test_packed_rows_lose_and_repeat_nothing_over_restarts(
     worlds: list[int], rows: int, data: st.DataObject
 ) -> None:
     """Ranks are killed at different speeds, and come back as more or fewer."""
-    stream: Any = Synthetic()
+    corpus: Any = Synthetic()
     seen: list[int] = []
     states: list[dict[str, Any]] = []
     for world in worlds:
         readers = [
-            PackedReader(stream, rows=rows, rank=rank, world_size=world) for rank in range(world)
+            PackedReader(corpus, rows=rows, rank=rank, world_size=world) for rank in range(world)
         ]
         for reader in readers:
             if states:
@@ -130,10 +137,10 @@ def test_packed_rows_lose_and_repeat_nothing_over_restarts(
 @given(st.integers(1, 3), st.integers(0, 4), st.integers(0, 2))
 def test_packed_rows_go_on_bit_by_bit_on_as_many_ranks(world: int, steps: int, rank: int) -> None:
     rank = min(rank, world - 1)
-    stream: Any = Synthetic()
+    corpus: Any = Synthetic()
 
     def readers() -> list[PackedReader]:
-        return [PackedReader(stream, rows=2, rank=r, world_size=world) for r in range(world)]
+        return [PackedReader(corpus, rows=2, rank=r, world_size=world) for r in range(world)]
 
     def rows(reader: PackedReader, count: int) -> list[Any]:
         return [[[s.number for s in row] for row in b.rows] for b in islice(reader, count)]
@@ -148,22 +155,22 @@ def test_packed_rows_go_on_bit_by_bit_on_as_many_ranks(world: int, steps: int, r
 
 
 def test_rows_are_well_filled() -> None:
-    stream: Any = Synthetic(row_length=400, open_rows=16)
-    batches = list(islice(PackedReader(stream, rows=10), 10))
+    corpus: Any = Synthetic(row_length=400, open_rows=16)
+    batches = list(islice(PackedReader(corpus, rows=10), 10))
     used = sum(sample.length for batch in batches for sample in batch.samples)
     assert used / (400 * 100) > 0.97
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are cores
 @pytest.mark.parametrize("workers", [1, 3])
-def test_worker_processes_change_nothing(stream: SampleStream, workers: int) -> None:
-    alone = list(islice(BatchReader(stream, batch_size=3), 6))
-    helped = list(islice(BatchReader(stream, batch_size=3, num_workers=workers), 6))
+def test_worker_processes_change_nothing(corpus: Corpus, workers: int) -> None:
+    alone = list(islice(BatchReader(corpus, batch_size=3), 6))
+    helped = list(islice(BatchReader(corpus, batch_size=3, num_workers=workers), 6))
     assert_same(alone, helped)
 
 
-def test_packed_rows_do_not_depend_on_workers_either(stream: SampleStream) -> None:
-    alone, helped = PackedReader(stream, rows=2), PackedReader(stream, rows=2, num_workers=2)
+def test_packed_rows_do_not_depend_on_workers_either(corpus: Corpus) -> None:
+    alone, helped = PackedReader(corpus, rows=2), PackedReader(corpus, rows=2, num_workers=2)
     assert_same(list(islice(alone, 4)), list(islice(helped, 4)))
     assert alone.state_dict() == helped.state_dict()
 
@@ -180,37 +187,37 @@ def assert_same(left: list[SampleBatch], right: list[SampleBatch]) -> None:
             assert torch.equal(mine, theirs)
 
 
-def test_a_real_mixture_goes_on_with_the_very_next_sample(stream: SampleStream) -> None:
-    whole = [numbers(b) for b in islice(BatchReader(stream, batch_size=4), 6)]
-    reader = BatchReader(stream, batch_size=4)
+def test_a_real_mixture_goes_on_with_the_very_next_sample(corpus: Corpus) -> None:
+    whole = [numbers(b) for b in islice(BatchReader(corpus, batch_size=4), 6)]
+    reader = BatchReader(corpus, batch_size=4)
     before = [numbers(b) for b in islice(reader, 2)]
-    later = BatchReader(stream, batch_size=2, num_workers=1)
+    later = BatchReader(corpus, batch_size=2, num_workers=1)
     later.load_state_dict(reader.state_dict())
     after = [numbers(b) for b in islice(later, 8)]
     assert sorted(n for b in (*before, *after) for n in b) == sorted(n for b in whole for n in b)
 
 
 def test_positions_of_other_data_are_refused(
-    stream: SampleStream, tmp_path: Path, make_stream: MakeStream
+    corpus: Corpus, tmp_path: Path, make_corpus: MakeCorpus
 ) -> None:
     words = SourceConfig(name="words", kind="jsonl", path=str(tmp_path / "a.jsonl"))
-    other = make_stream(words, row_length=200)
+    other = make_corpus(words, row_length=200)
     with pytest.raises(UserError, match="not what the checkpoint was trained on"):
         BatchReader(other, batch_size=1).load_state_dict(
-            BatchReader(stream, batch_size=1).state_dict()
+            BatchReader(corpus, batch_size=1).state_dict()
         )
+    reader = PackedReader(corpus, rows=1, rank=0, world_size=2)
     with pytest.raises(UserError, match="data states of 2 ranks"):
-        reader = PackedReader(stream, rows=1, rank=0, world_size=2)
         reader.load_state_dict([reader.state_dict()])
 
 
-def test_pictures_fit_the_encoder(tmp_path: Path, make_stream: MakeStream) -> None:
+def test_pictures_fit_the_encoder(tmp_path: Path, make_corpus: MakeCorpus) -> None:
     records = reading_records(tmp_path, 1)
     (tmp_path / "pictures" / "0.png").write_bytes(png(9, size=(40, 20)))
     path = str(write_jsonl(tmp_path / "a.jsonl", records))
     source = SourceConfig(name="demo", kind="jsonl", path=path)
     for fit in ("crop", "stretch"):
-        (sample,) = (make_stream(source, fit=fit)[0],)
+        (sample,) = (make_corpus(source, fit=fit)[0],)
         assert isinstance(sample, Sample)
         assert sample.task == "understanding"
         assert sample.read[0].shape == (3, 16, 16)

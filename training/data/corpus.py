@@ -1,7 +1,7 @@
-"""The run's samples by number: the same sequence for every rank, worker and restart."""
+"""All samples of a run by number: the same for every rank, worker and restart."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -16,8 +16,9 @@ from .config import DataConfig
 from .conversation import Conversation, Record, build_conversation, cut_conversation
 from .latent_cache import LatentCache, open_cache
 from .order import Mixture, ShuffledOrder
+from .packer import pack_rows
 from .pictures import Preprocessing, decode_picture
-from .sample import Sample, SampleError, Skipped
+from .sample import Sample, SampleBatch, SampleError, Skipped
 from .sources import Source, open_source
 
 
@@ -45,7 +46,7 @@ class Sizes:
         )
 
 
-class SampleStream:
+class Corpus:
     """Samples by their number in the run; every number gives one, or says why not.
 
     A pure function of the number, so it may be called in any process and any order.
@@ -111,7 +112,7 @@ class SampleStream:
         name = self.config.sources[place].name
         try:
             record = source.record(index)
-            conversation = self._conversation(record, place)
+            conversation = self.conversation(record, place)
             pictures = {
                 i: self._picture(*record.images[i])
                 for i in (*conversation.read, *conversation.drawn)
@@ -130,9 +131,23 @@ class SampleStream:
                 num_image_tokens=self.sizes.num_image_tokens,
                 num_queries=self.sizes.num_queries,
             ),
+            seed=_seed_of(self._seed, number),
         )
 
-    def _conversation(self, record: Record, place: int) -> Conversation:
+    def batch(self, numbers: Iterable[int]) -> SampleBatch:
+        """Return the samples of some numbers, packed into rows if the configuration says so."""
+        items = [self[number] for number in numbers]
+        samples = [item for item in items if isinstance(item, Sample)]
+        length = self.config.row_length
+        rows = tuple((s,) for s in samples) if length is None else pack_rows(samples, length)
+        return SampleBatch(rows, tuple(item for item in items if isinstance(item, Skipped)))
+
+    def conversation(self, record: Record, place: int) -> Conversation:
+        """Return the conversation in a record of the source at ``place``.
+
+        Raises:
+            SampleError: It has another layout, or is too long.
+        """
         if len(record.images) > self.config.max_images:
             raise SampleError(
                 f"{len(record.images)} pictures; max_images is {self.config.max_images}"
@@ -151,9 +166,11 @@ class SampleStream:
         )
 
     def _picture(self, name: str, content: bytes) -> Tensor:
-        cached = None if self._cache is None else self._cache.get(content)
-        if cached is not None:
-            return cached
+        if self._cache is not None:
+            latents = self._cache.get(content)
+            if latents is None:
+                raise SampleError(f"{name} is not in the latent cache; run unimm cache-latents")
+            return latents
         return decode_picture(content, self.preprocessing, name=name)
 
     def _open_cache(self, space: str | None) -> LatentCache | None:
@@ -170,3 +187,9 @@ def mixture_weights(config: DataConfig, sources: Sequence[Source]) -> list[float
         float(sum(source.block_sizes)) if part.weight is None else part.weight
         for part, source in zip(config.sources, sources, strict=True)
     ]
+
+
+def _seed_of(seed: int, number: int) -> int:
+    """Return the seed of one sample: a hash, so that seeds of neighbours have nothing in common."""
+    digest = blake2b(f"{seed}/{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1  # torch takes 63 bits
