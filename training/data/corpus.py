@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 from torch import Tensor
 
-from unimm.chat import ChatTemplate
+from unimm.chat import ChatTemplate, Segment
 from unimm.config import UniMMConfig
 from unimm.errors import ConfigError
 from unimm.layout import sequence_length
@@ -126,11 +126,7 @@ class Corpus:
             segments=conversation.segments,
             read=tuple(pictures[i] for i in conversation.read),
             drawn=tuple(pictures[i] for i in conversation.drawn),
-            length=sequence_length(
-                conversation.segments,
-                num_image_tokens=self.sizes.num_image_tokens,
-                num_queries=self.sizes.num_queries,
-            ),
+            length=self.length(conversation.segments),
             seed=_seed_of(self._seed, number),
         )
 
@@ -141,6 +137,14 @@ class Corpus:
         length = self.config.row_length
         rows = tuple((s,) for s in samples) if length is None else pack_rows(samples, length)
         return SampleBatch(rows, tuple(item for item in items if isinstance(item, Skipped)))
+
+    def length(self, segments: Sequence[Segment]) -> int:
+        """Return the positions that segments take in this corpus's model."""
+        return sequence_length(
+            segments,
+            num_image_tokens=self.sizes.num_image_tokens,
+            num_queries=self.sizes.num_queries,
+        )
 
     def conversation(self, record: Record, place: int) -> Conversation:
         """Return the conversation in a record of the source at ``place``.

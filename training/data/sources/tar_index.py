@@ -107,7 +107,6 @@ def _members(path: Path) -> Iterator[Member]:
     try:
         with tarfile.open(path, "r:", ignore_zeros=True) as tar:
             for member in tar:
-                tar.members = []  # the library would keep them all
                 if member.isfile() and "\n" not in member.name:
                     yield Member(member.name, member.offset_data, member.size)
     except tarfile.ReadError as error:

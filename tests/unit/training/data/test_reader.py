@@ -1,7 +1,12 @@
 """After a kill, training goes on with the very next sample, on any number of ranks and workers."""
 
+import json
+import os
+import signal
+import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +200,50 @@ def test_a_real_mixture_goes_on_with_the_very_next_sample(corpus: Corpus) -> Non
     later.load_state_dict(reader.state_dict())
     after = [numbers(b) for b in islice(later, 8)]
     assert sorted(n for b in (*before, *after) for n in b) == sorted(n for b in whole for n in b)
+
+
+@pytest.mark.parametrize(("ranks", "workers", "after"), [(2, 2, 3), (1, 0, 4)])
+def test_killed_processes_lose_and_repeat_nothing(
+    corpus: Corpus, tmp_path: Path, ranks: int, workers: int, after: int
+) -> None:
+    """Every batch is saved as it is done; the ranks are killed wherever they are."""
+    logs = [tmp_path / f"rank{rank}.jsonl" for rank in range(ranks)]
+    processes = [
+        get_context("fork").Process(target=log_batches, args=(corpus, log, rank, ranks, workers))
+        for rank, log in enumerate(logs)
+    ]
+    for process in processes:
+        process.start()
+    while min(map(count_lines, logs)) < 5:
+        assert all(process.is_alive() for process in processes)
+        time.sleep(0.01)
+    for process in processes:
+        assert process.pid is not None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+    step = min(map(count_lines, logs))
+    saved = [[json.loads(line) for line in log.read_text().split("\n")[:step]] for log in logs]
+    seen = [n for lines in saved for line in lines for n in line["numbers"]]
+    for reader in batch_readers(corpus, after, 2):
+        reader.load_state_dict(saved[0][-1]["state"])
+        for batch in islice(reader, 3):
+            seen += numbers(batch)
+    assert sorted(seen) == list(range(step * ranks * 3 + 3 * after * 2))
+
+
+def log_batches(corpus: Corpus, log: Path, rank: int, ranks: int, workers: int) -> None:
+    os.setsid()  # so that its workers die with it
+    reader = BatchReader(corpus, batch_size=3, rank=rank, world_size=ranks, num_workers=workers)
+    with log.open("w") as file:
+        for batch in reader:
+            line = {"numbers": numbers(batch), "state": reader.state_dict()}
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            time.sleep(0.005)
+
+
+def count_lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
 
 
 def test_positions_of_other_data_are_refused(
