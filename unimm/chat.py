@@ -8,6 +8,7 @@ A picture to be drawn is ``<im_start>``, Q learnable queries, ``<im_end>``.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from string import Formatter
+from typing import Literal
 
 from transformers import PreTrainedTokenizerFast
 
@@ -111,6 +112,20 @@ class QuerySegment:
 
 
 Segment = TextSegment | ImageSegment | QuerySegment
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a recorded conversation.
+
+    Args:
+        role: Who speaks.
+        texts: Its text, cut where a picture stands: n + 1 pieces for n pictures, which the user
+            shows and the assistant draws.
+    """
+
+    role: Literal["user", "assistant"]
+    texts: tuple[str, ...]
 
 
 class ChatTemplate:
@@ -227,12 +242,36 @@ class ChatTemplate:
         """Return the same turns after another system turn."""
         return ChatTemplate(self.tokenizer, replace(self.style, system=text))
 
+    def converse(self, turns: Sequence[Turn], *, system: str | None = None) -> list[Segment]:
+        """Return a recorded conversation; the assistant's turns are whole and supervised.
+
+        Args:
+            turns: The user's and the assistant's by turns, the user's first.
+            system: Text of the system turn in the place of the style's.
+        """
+        segments: list[Segment] = []
+        for turn in turns:
+            if turn.role == "user":
+                content = self._interleaved(turn.texts, self._picture())
+                segments = self._user(content, segments, system=system)
+            else:
+                drawing = (
+                    TextSegment((self.image_start_id,), supervised=True),
+                    QuerySegment(),
+                    TextSegment((self.image_end_id,), supervised=True),
+                )
+                segments += self._interleaved(turn.texts, drawing, supervised=True)
+                segments.append(TextSegment((self.turn_end_id,), supervised=True))
+        return segments
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the tokens of plain text."""
         return tuple(encode_text(self.tokenizer, text))
 
-    def _user(self, content: Sequence[Segment], after: Sequence[Segment]) -> list[Segment]:
-        opening = [*after, TextSegment(self.encode("\n"))] if after else self._system()
+    def _user(
+        self, content: Sequence[Segment], after: Sequence[Segment], *, system: str | None = None
+    ) -> list[Segment]:
+        opening = [*after, TextSegment(self.encode("\n"))] if after else self._system(system)
         header = (self.turn_start_id, *self.encode("user\n"))
         return [*opening, TextSegment(header), *content, TextSegment(self._assistant())]
 
@@ -241,10 +280,11 @@ class ChatTemplate:
         header = self.encode("assistant\n")
         return (self.turn_end_id, *self.encode("\n"), self.turn_start_id, *header)
 
-    def _system(self) -> list[Segment]:
-        if self.style.system is None:
+    def _system(self, content: str | None) -> list[Segment]:
+        content = self.style.system if content is None else content
+        if content is None:
             return []
-        text = self.encode(f"system\n{self.style.system}")
+        text = self.encode(f"system\n{content}")
         return [TextSegment((self.turn_start_id, *text, self.turn_end_id, *self.encode("\n")))]
 
     def _answered(self, turn: list[Segment], answer: str | None) -> list[Segment]:
@@ -263,12 +303,24 @@ class ChatTemplate:
         ]
         return [s for s in segments if not isinstance(s, TextSegment) or s.token_ids]
 
-    def _picture(self) -> list[Segment]:
-        return [
+    def _picture(self) -> tuple[Segment, ...]:
+        """Return a picture that is read."""
+        return (
             TextSegment((self.image_start_id,)),
             ImageSegment(),
             TextSegment((self.image_end_id,)),
-        ]
+        )
+
+    def _interleaved(
+        self, texts: Sequence[str], picture: Sequence[Segment], *, supervised: bool = False
+    ) -> list[Segment]:
+        """Return pieces of text with a picture between each two."""
+        segments: list[Segment] = []
+        for number, text in enumerate(texts):
+            segments += picture if number else ()
+            if text:
+                segments.append(TextSegment(self.encode(text), supervised=supervised))
+        return segments
 
     def _answer_id(self, word: str) -> int:
         token_ids = self.encode(word)

@@ -1,79 +1,63 @@
-"""Pictures of a folder, cropped at random, as a pure function of their place in the run."""
+"""Decode a sample's pictures and fit them to the latent space.
 
-import logging
-from pathlib import Path
+Shape legend:
+    S side of a picture in pixels
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from unimm.errors import ImageError, UserError
+from unimm.errors import ImageError
 from unimm.image import read_image
 
-_SUFFIXES = (".bmp", ".jpg", ".jpeg", ".png", ".webp")
-_LONGEST_RUN_OF_BAD_FILES = 32
-_LOG = logging.getLogger(__name__)
+from .config import Fit, Resample
+from .sample import SampleError
 
 
-class PictureFolder:
-    """The pictures below a folder, every one once an epoch, in an order that the seed fixes.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """How a file becomes the square picture that an encoder sees.
 
     Args:
-        folder: Searched to any depth.
-        size: Side of the square crops, in pixels.
-        scale: The shorter side becomes ``scale`` times ``size`` before the crop, as in RAE.
-        seed: Of order and crops.
-
-    Raises:
-        UserError: There is no such folder, or it holds no picture.
+        image_size: Side in pixels.
+        fit: ``stretch`` changes proportions, as Scale-RAE does; ``crop`` cuts the longer side.
+        resample: Filter of the scaling.
     """
 
-    def __init__(self, folder: Path, *, size: int, scale: float = 1.5, seed: int = 0) -> None:
-        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
-        if not self.paths:
-            raise UserError(
-                f"there is no picture below {folder}; images must name a folder with "
-                f"{', '.join(_SUFFIXES)} files"
-            )
-        self.size = size
-        self.scale = scale
-        self.seed = seed
-        self._epoch = -1
-        self._order = np.empty(0, dtype=np.int64)
+    image_size: int
+    fit: Fit = "crop"
+    resample: Resample = "bicubic"
 
-    def batch(self, first: int, count: int) -> UInt8[Tensor, "B 3 size size"]:
-        """Return the pictures at places ``first`` to ``first + count`` of the run."""
-        crops = [self._crop(place) for place in range(first, first + count)]
-        return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+    @property
+    def digest(self) -> str:
+        """A short hash of all settings."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return blake2b(text.encode(), digest_size=4).hexdigest()
 
-    def _crop(self, place: int) -> np.ndarray:
-        rng = np.random.default_rng([self.seed, 1, place])
-        image = self._read(place)
-        shorter = round(self.size * self.scale)
-        factor = shorter / min(image.size)
-        width, height = (max(shorter, round(side * factor)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left = int(rng.integers(width - self.size + 1))
-        top = int(rng.integers(height - self.size + 1))
-        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
 
-    def _read(self, place: int) -> Image.Image:
-        """Return the picture at a place, or the next one that can be read."""
-        for ahead in range(_LONGEST_RUN_OF_BAD_FILES):
-            path = self._path(place + ahead)
-            try:
-                return read_image(path)
-            except ImageError as error:
-                _LOG.warning("left out: %s", error)
-        raise ImageError(
-            f"{_LONGEST_RUN_OF_BAD_FILES} pictures in a row cannot be read, the last is {path}"
-        )
+def decode_picture(
+    content: bytes, preprocessing: Preprocessing, *, name: str
+) -> UInt8[Tensor, "3 S S"]:
+    """Return a picture file as a square of the encoder's size.
 
-    def _path(self, place: int) -> Path:
-        epoch, index = divmod(place, len(self.paths))
-        if epoch != self._epoch:
-            rng = np.random.default_rng([self.seed, 0, epoch])
-            self._epoch, self._order = epoch, rng.permutation(len(self.paths))
-        return self.paths[self._order[index]]
+    Raises:
+        SampleError: It is no picture, damaged or too large.
+    """
+    try:
+        image = read_image(content, name=name)
+    except ImageError as error:
+        raise SampleError(str(error)) from None
+    size = (preprocessing.image_size, preprocessing.image_size)
+    method = Image.Resampling[preprocessing.resample.upper()]
+    if preprocessing.fit == "crop":
+        image = ImageOps.fit(image, size, method=method)
+    elif image.size != size:
+        image = image.resize(size, method)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from unimm.errors import ConfigError
 
-from ..data.pictures import PictureFolder
+from ..data.picture_folder import PictureFolder
 from ..data.scenes import pixels_of, render_samples, sample_scenes, step_rng
 from ..engine import LocalEngine
 from ..grids import reconstruction_grid

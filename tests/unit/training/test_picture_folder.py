@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.data.pictures import PictureFolder
+from training.data.picture_folder import PictureFolder
 from unimm.errors import ImageError, UserError
 
 
