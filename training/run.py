@@ -13,9 +13,10 @@ from unimm.errors import ConfigError, UserError
 
 from .config import RunConfig
 from .loop import Stage, train
+from .ranks import ALONE, Ranks
 from .run_dir import check_run_dir
 
-StageName = Literal["vision", "decoder", "reading", "joint"]
+StageName = Literal["vision", "decoder", "reading", "joint", "unified"]
 
 
 def run_recipe(path: Path, overrides: Sequence[str]) -> Path | None:
@@ -39,7 +40,13 @@ def run_recipe(path: Path, overrides: Sequence[str]) -> Path | None:
         raise ConfigError(f"{path}: {error}") from None
     prepare_machine(config.run)
     check_run_dir(config.run.output_dir)
-    return train(_build(name, config), config.run, config.optimizer, config)
+    header = f"stage: {name}\n"
+    if name != "unified":
+        stage = _build(name, config)
+        return train(stage, config.run, config.optimizer, config, header=header)
+    from .parallel import train_unified
+
+    return train_unified(lambda ranks: _build(name, config, ranks), config, header=header)
 
 
 def _config_class(name: StageName) -> type[Any]:
@@ -61,11 +68,15 @@ def _config_class(name: StageName) -> type[Any]:
             from .stages.joint import JointConfig
 
             return JointConfig
+        case "unified":
+            from .stages.unified import UnifiedConfig
+
+            return UnifiedConfig
         case _:
             assert_never(name)
 
 
-def _build(name: StageName, config: Any) -> Stage:
+def _build(name: StageName, config: Any, ranks: Ranks = ALONE) -> Stage:
     torch.manual_seed(config.run.seed)  # the initial weights; everything later draws explicitly
     match name:
         case "vision":
@@ -85,6 +96,10 @@ def _build(name: StageName, config: Any) -> Stage:
             from .stages.joint import JointStage
 
             return JointStage(config)
+        case "unified":
+            from .stages.unified import UnifiedStage
+
+            return UnifiedStage(config, ranks)
         case _:
             assert_never(name)
 
