@@ -75,11 +75,6 @@ class TrainingBatch:
         """Pictures that the flow loss is taken of."""
         return int(self.is_drawn.sum())
 
-    @property
-    def num_positions(self) -> int:
-        """Positions that hold something, for the throughput."""
-        return int(self.layout.mask.sum())
-
     def to(self, device: torch.device) -> "TrainingBatch":
         """Return the batch on another device; seeds stay on the CPU, where generators take them."""
         return TrainingBatch(

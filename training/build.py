@@ -64,16 +64,26 @@ class ModelRecipe:
         return found
 
 
-def build_model(recipe: ModelRecipe) -> UniMM:
+def build_model(recipe: ModelRecipe, *, device: torch.device, dtype: torch.dtype) -> UniMM:
     """Return the model of a run, its trained parts marked.
+
+    A model that is loaded whole goes to its device tensor by tensor, so that as many processes as
+    a machine has GPUs do not each need its size in main memory.
 
     Raises:
         UserError: ``init`` has not the shapes that ``config`` asks for.
     """
     config = recipe.model_config()
-    model = UniMM(config, attention=recipe.attention)
-    if recipe.init is not None:
-        _load(model, recipe.init, recipe.fresh)
+    if recipe.init is not None and not recipe.fresh:
+        model = load_model(
+            recipe.init, config, device=device, dtype=dtype, attention=recipe.attention
+        )
+    else:
+        with torch.device(device):
+            model = UniMM(config, attention=recipe.attention)
+        if recipe.init is not None:
+            _load(model, recipe.init, recipe.fresh)
+        model.to(device, dtype)
     prepare(model, recipe)
     return model
 
@@ -129,13 +139,12 @@ def _load(model: UniMM, init: Path, fresh: Sequence[Part]) -> None:
     stored, _ = read_config(init)
     before = load_model(init, stored, device=torch.device("cpu"), dtype=torch.float32)
     skipped = tuple(f"{part}." for part in fresh)
-    kept = {n: t for n, t in before.state_dict().items() if not n.startswith(skipped or ("\0",))}
+    kept = {n: t for n, t in before.state_dict().items() if not n.startswith(skipped)}
     try:
         missing = model.load_state_dict(kept, strict=False).missing_keys
     except RuntimeError as error:
         raise UserError(
-            f"model.config changes shapes of {init}; name the changed parts in model.fresh, such "
-            f"as fresh=[generator]"
+            f"model.config changes shapes of {init}; name the changed parts in model.fresh"
         ) from error
-    if lacking := [name for name in missing if not name.startswith(skipped or ("\0",))]:
+    if lacking := [name for name in missing if not name.startswith(skipped)]:
         raise UserError(f"{init} lacks {lacking[:3]}; name their parts in model.fresh")

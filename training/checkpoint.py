@@ -1,5 +1,6 @@
 """Checkpoints of a run: whole directories, named by step, the last few kept."""
 
+import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,9 +12,11 @@ import torch
 
 from unimm.errors import CheckpointError
 from unimm.files import atomic_directory
+from unimm.memory import format_bytes
 
 from .ranks import ALONE, Ranks
 
+_LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -59,7 +62,21 @@ def save_checkpoint(
     if ranks.is_main:
         for old in _superseded(_checkpoints(run_dir), keep_last, keep_every):
             shutil.rmtree(old)
+        _warn_of_a_full_disk(folder / f"step-{step:08d}")
     ranks.gather(None)  # nobody goes on before the checkpoint carries its name
+
+
+def _warn_of_a_full_disk(checkpoint: Path) -> None:
+    """Say that the next checkpoint will not fit while there is time to make room for it."""
+    size = sum(path.stat().st_size for path in checkpoint.iterdir())
+    free = shutil.disk_usage(checkpoint).free
+    if free < size:
+        _LOG.warning(
+            "the disk of %s has %s free, but a checkpoint takes %s; make room before the next",
+            checkpoint.parent,
+            format_bytes(free),
+            format_bytes(size),
+        )
 
 
 @contextmanager

@@ -72,6 +72,9 @@ class RunConfig:
         keep_last: Checkpoints that are kept.
         keep_every: Also keep the checkpoint of every step that this divides; 0 for none.
         sample_every: Steps between grids of sample pictures; 0 for none.
+        peak_tflops: Peak of one device, of which the metrics give the share that is used (MFU);
+            0 leaves it out.
+        wandb_project: Also report to Weights & Biases, under this project; empty does not.
         max_bad_steps: Steps in a row without a finite loss and gradient before the run stops.
     """
 
@@ -88,6 +91,8 @@ class RunConfig:
     keep_last: int = 2
     keep_every: int = 0
     sample_every: int = 500
+    peak_tflops: float = 0.0
+    wandb_project: str = ""
     max_bad_steps: int = 20
 
     def __post_init__(self) -> None:
@@ -97,6 +102,8 @@ class RunConfig:
         for name in ("num_threads", "num_workers", "sample_every", "keep_every", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.peak_tflops < 0:
+            raise ValueError(f"peak_tflops must not be negative, got {self.peak_tflops}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
 

@@ -33,12 +33,14 @@ class LossReport:
         parts: Named scalars for the metrics, not weighted.
         num_samples: Pictures (or conversations) in the batch.
         num_positions: Positions of the language model that held something; 0 if not counted.
+        flops: Floating-point operations of the model; 0 if not counted.
     """
 
     loss: Tensor
     parts: Mapping[str, Tensor]
     num_samples: int
     num_positions: int = 0
+    flops: float = 0.0
 
 
 class Stage(Protocol):
@@ -130,7 +132,14 @@ def train(
             run_dir.mkdir(parents=True, exist_ok=True)
             dump_config(config, run_dir / "config.yaml", header=header)
         start = _resume(stage, engine, run_dir)
-        reporter = Reporter(run_dir, start=start, num_steps=run.num_steps, is_silent=not is_main)
+        reporter = Reporter(
+            run_dir,
+            start=start,
+            num_steps=run.num_steps,
+            is_silent=not is_main,
+            peak_flops=run.peak_tflops * 1e12 * engine.ranks.size,
+            wandb_project=run.wandb_project,
+        )
         with reporter, StopRequest() as stop:
             finished = _run_steps(stage, engine, reporter, run, start=start, stop=stop)
         if finished < run.num_steps:
@@ -154,7 +163,7 @@ def _run_steps(
         step = finished
         stage.before_step(step, engine)
         report, done = _take_step(stage, engine, batch, run, step)
-        reporter.count(report.num_samples, report.num_positions)
+        reporter.count(report.num_samples, report.num_positions, report.flops)
         bad_steps = bad_steps + 1 if done.skipped else 0
         if bad_steps >= run.max_bad_steps:
             raise UnimmError(

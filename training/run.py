@@ -28,12 +28,7 @@ def run_recipe(path: Path, overrides: Sequence[str]) -> Path | None:
         ConfigError: A key is unknown or a value is wrong; nothing was started.
         UserError: The device is not there, or the output directory cannot be written.
     """
-    tree = read_tree(path)
-    for override in overrides:
-        apply_override(tree, override)
-    name = tree.pop("stage", None)
-    if name not in get_args(StageName):
-        raise ConfigError(f"{path}: stage must be one of {get_args(StageName)}, got {name!r}")
+    name, tree = read_recipe(path, overrides)
     try:
         config = from_dict(_config_class(name), tree)
     except ConfigError as error:
@@ -47,6 +42,21 @@ def run_recipe(path: Path, overrides: Sequence[str]) -> Path | None:
     from .parallel import train_unified
 
     return train_unified(lambda ranks: _build(name, config, ranks), config, header=header)
+
+
+def read_recipe(path: Path, overrides: Sequence[str]) -> tuple[StageName, dict[str, Any]]:
+    """Return the stage that a recipe names, and the rest of it with overrides applied.
+
+    Raises:
+        ConfigError: The file cannot be read or names no stage.
+    """
+    tree = read_tree(path)
+    for override in overrides:
+        apply_override(tree, override)
+    name = tree.pop("stage", None)
+    if name not in get_args(StageName):
+        raise ConfigError(f"{path}: stage must be one of {get_args(StageName)}, got {name!r}")
+    return name, tree
 
 
 def _config_class(name: StageName) -> type[Any]:

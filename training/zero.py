@@ -4,7 +4,9 @@ Checkpoints are our own (:mod:`training.fragments`): DeepSpeed's are pickles, ti
 processes and the ZeRO stage, and its conversion of them mixes up groups of parameters.
 """
 
+import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -155,6 +157,9 @@ def import_deepspeed(device: torch.device) -> Any:
         if hasattr(ops, "__compatible_ops__"):
             known: dict[str, bool] = ops.__compatible_ops__
             ops.__compatible_ops__ = {**known, "deepspeed_shm_comm": False}
+    # Torch 2.13 renamed collectives, and says so at every call of DeepSpeed's.
+    warnings.filterwarnings("ignore", message=r".*is deprecated. Please use `torch\.distributed")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.init_distributed(
         dist_backend="gloo" if device.type == "cpu" else "nccl", auto_mpi_discovery=False
     )

@@ -99,11 +99,11 @@ class _ParameterShards:
 
     @torch.no_grad()
     def publish(self, kind: str) -> None:
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
         for parameter in self.parameters:
             whole = self.zero.get_full_hp_param(parameter, _key(kind))
-            with GatheredParameters([parameter], modifier_rank=0):
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 parameter.data.copy_(whole.view_as(parameter.data))
 
 

@@ -46,7 +46,7 @@ TINY = (
     "model.config={}",
 )
 LOCAL = ("engine.kind=local",)
-SPEEDS = {"samples_per_s", "tokens_per_s"}
+SPEEDS = {"samples_per_s", "tokens_per_s", "tflops"}
 
 
 class Launcher:
@@ -164,6 +164,14 @@ def assert_same_course(ours: list[dict[str, float]], theirs: list[dict[str, floa
             assert math.isclose(our[name], value, rel_tol=1e-4, abs_tol=1e-5), (name, our, their)
 
 
+def assert_same_model(
+    runs: Runs, ours: str, theirs: str = "local", *, rtol: float = 1e-2, atol: float = 2e-3
+) -> None:
+    expected = runs.weights(theirs)
+    for key, weight in runs.weights(ours).items():
+        torch.testing.assert_close(weight, expected[key], rtol=rtol, atol=atol)
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_sharding_over_two_processes_changes_nothing(
     runs: Runs, whole: list[dict[str, float]], stage: int
@@ -171,5 +179,132 @@ def test_sharding_over_two_processes_changes_nothing(
     name = f"zero{stage}"
     assert runs(name, f"engine.zero_stage={stage}", ranks=2) == [0, 0], runs.launch.said()
     assert_same_course(runs.metrics(name), whole)
-    for key, weight in runs.weights(name).items():
-        torch.testing.assert_close(weight, runs.weights("local")[key], rtol=1e-2, atol=2e-3)
+    assert_same_model(runs, name)
+
+
+@pytest.mark.parametrize("engine", ["local", "deepspeed"])
+def test_accumulating_gradients_changes_nothing(
+    runs: Runs, whole: list[dict[str, float]], engine: str
+) -> None:
+    name = f"accumulated-{engine}"
+    overrides = (f"engine.kind={engine}", "engine.zero_stage=3", "engine.accumulation=4")
+    assert runs(name, *overrides, ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics(name), whole)
+    assert_same_model(runs, name)
+
+
+def test_a_process_without_pictures_keeps_nobody_waiting(runs: Runs) -> None:
+    """One conversation a process, most of them talk: many batches have no picture at all."""
+    talk = ("scenes.text=2", "scenes.drawing=1", "samples_per_step=2", "run.num_steps=6")
+    assert runs("talk", *talk, *LOCAL) == [0], runs.launch.said()
+    assert runs("talk3", *talk, "engine.zero_stage=3", ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics("talk3"), runs.metrics("talk"))
+    assert any(line["flow"] == 0 for line in runs.metrics("talk3"))
+    assert any(line["flow"] > 0 for line in runs.metrics("talk3"))
+
+
+def test_bfloat16_keeps_float32_masters(runs: Runs) -> None:
+    half = ("run.precision=bfloat16", "run.sample_every=3")
+    assert runs("half", *half, *LOCAL) == [0], runs.launch.said()
+    for stage in (2, 3):
+        name = f"half{stage}"
+        overrides = (*half, f"engine.zero_stage={stage}", "engine.accumulation=2")
+        assert runs(name, *overrides, ranks=2) == [0, 0], runs.launch.said()
+        for ours, theirs in zip(runs.metrics(name), runs.metrics("half"), strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05)
+        pictures = sorted((runs.folder / name / "samples").iterdir())
+        assert [p.name for p in pictures] == ["step-00000003.png", "step-00000006.png"]
+        assert runs.weights(name)["queries.embeddings"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_run_goes_on_bit_for_bit_and_on_fewer_processes(
+    runs: Runs, whole: list[dict[str, float]], stage: int
+) -> None:
+    straight, name = f"zero{stage}", f"resumed{stage}"
+    sharding = f"engine.zero_stage={stage}"
+    if not (runs.folder / straight).exists():
+        assert runs(straight, sharding, ranks=2) == [0, 0]
+    at_three = {"at_step": 3, "signal": signal.SIGTERM, "signalled": [1]}
+    assert runs(name, sharding, ranks=2, **at_three) == [0, 0], runs.launch.said()
+    assert runs.checkpoints(name) == ["step-00000002", "step-00000003"]
+    assert not (runs.folder / name / "model").exists()
+    shutil.copytree(runs.folder / name, runs.folder / f"{name}-one")
+    assert runs(name, sharding, ranks=2) == [0, 0], runs.launch.said()
+    assert runs.metrics(name) == runs.metrics(straight)
+    assert_same_model(runs, name, straight, rtol=0, atol=0)
+    # One process, another ZeRO stage, then two again.
+    other = f"engine.zero_stage={4 - stage}"
+    at_five = {"at_step": 5, "signal": signal.SIGTERM}
+    assert runs(f"{name}-one", other, ranks=1, **at_five) == [0], runs.launch.said()
+    assert runs(f"{name}-one", sharding, ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics(f"{name}-one"), whole)
+    assert_same_model(runs, f"{name}-one")
+
+
+def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(runs: Runs) -> None:
+    statuses = runs("killed", "engine.zero_stage=2", ranks=2, die_saving=4)
+    assert statuses == [9, 9]
+    assert "step-00000004" not in runs.checkpoints("killed")
+    assert runs("killed", "engine.zero_stage=2", ranks=2) == [0, 0], runs.launch.said()
+    if not (runs.folder / "zero2").exists():
+        assert runs("zero2", "engine.zero_stage=2", ranks=2) == [0, 0]
+    assert runs.metrics("killed") == runs.metrics("zero2")
+
+
+def test_a_checkpoint_is_exported_without_the_processes_that_wrote_it(
+    runs: Runs, tmp_path: Path
+) -> None:
+    if not (runs.folder / "zero3").exists():
+        assert runs("zero3", "engine.zero_stage=3", ranks=2) == [0, 0]
+    assert runs.launch("export", str(runs.folder / "zero3"), str(tmp_path / "model")) == [0]
+    exported = load_file(tmp_path / "model" / "model.safetensors")
+    for name, weight in runs.weights("zero3").items():
+        assert torch.equal(exported[name], weight)
+    assert runs.launch("export", str(tmp_path), str(tmp_path / "other")) == [2]
+    assert "it is not the directory of a run" in runs.launch.said()
+
+
+def test_low_rank_additions_are_trained_and_merged(runs: Runs) -> None:
+    pytest.importorskip("peft")
+    lora = ("model.language=lora", "model.lora.rank=4", "run.ema_decay=0")
+    assert runs("lora", *lora, *LOCAL) == [0], runs.launch.said()
+    assert runs("lora3", *lora, "engine.zero_stage=3", ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics("lora3"), runs.metrics("lora"))
+    before = load_file(runs.init / "model.safetensors")
+    after = runs.weights("lora3")
+    assert set(after) == set(before)
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert "language.model.layers.0.self_attn.q_proj.weight" in changed
+    assert "language.model.embed_tokens.weight" not in changed
+
+
+def test_a_frozen_language_model_stays_as_it_was(runs: Runs) -> None:
+    frozen = ("model.language=frozen", "model.checkpoint_activations=true")
+    assert runs("frozen", *frozen, *LOCAL) == [0], runs.launch.said()
+    assert runs("frozen3", *frozen, "engine.zero_stage=3", ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics("frozen3"), runs.metrics("frozen"))
+    before = load_file(runs.init / "model.safetensors")
+    for name, weight in runs.weights("frozen3").items():
+        assert torch.equal(weight, before[name]) == name.startswith(("language.", "latents."))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_computing_activations_again_changes_nothing(
+    runs: Runs, whole: list[dict[str, float]], stage: int
+) -> None:
+    name = f"again{stage}"
+    overrides = (f"engine.zero_stage={stage}", "model.checkpoint_activations=true")
+    assert runs(name, *overrides, ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics(name), whole)
+
+
+def test_states_on_the_cpu_change_nothing(runs: Runs, whole: list[dict[str, float]]) -> None:
+    overrides = ("engine.zero_stage=2", "engine.offload_optimizer=cpu")
+    assert runs("offloaded", *overrides, ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics("offloaded"), whole)
+
+
+def test_samples_that_cannot_be_shared_out_are_refused_by_all(runs: Runs) -> None:
+    assert runs("odd", "samples_per_step=9", ranks=2) == [2, 2]
+    assert "9 samples of a step cannot be shared out evenly" in runs.launch.said(1)

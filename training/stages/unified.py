@@ -13,17 +13,19 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from unimm.chat import QuerySegment
+from unimm.chat import ChatTemplate, QuerySegment
 from unimm.checkpoint import save_checkpoint
+from unimm.model import UniMM
 from unimm.scenes import Grammar
 from unimm.tokenizer import load_tokenizer
 
 from ..batch import TrainingBatch
 from ..build import ModelRecipe, build_model
 from ..config import EngineConfig, OptimizerConfig, RunConfig
+from ..cost import StepCost, Work
 from ..data.scene_samples import SceneDataConfig, SceneSource
 from ..data.scenes import CachedTemplate, pixels_of
-from ..data.stream import StepPlan, right_padded
+from ..data.stream import SampleSource, StepPlan, right_padded
 from ..engine import Engine, StepReport
 from ..grids import picture_grid
 from ..loop import LossReport
@@ -82,14 +84,14 @@ class UnifiedStage:
         self.config, self.ranks = config, ranks
         self.plan = StepPlan(config.samples_per_step, config.engine.accumulation, ranks)
         self.device = run_device(config.run, ranks)
-        self.unimm = build_model(config.model)
-        self.unimm.to(self.device, getattr(torch, config.run.precision))
+        dtype = getattr(torch, config.run.precision)
+        self.unimm = build_model(config.model, device=self.device, dtype=dtype)
         self.objective = JointObjective(self.unimm, config.objective)
         self.names = {p: name for name, p in self.unimm.named_parameters() if p.requires_grad}
+        self.cost = StepCost.of(self.unimm)
         self.tokenizer = load_tokenizer(config.model.tokenizer_dir())
         self.template = CachedTemplate(self.tokenizer, self.unimm.config.chat)
-        grammar = Grammar.from_dict(self.unimm.config.grammar or {})
-        self.source = SceneSource(config.scenes, grammar, self.template, seed=config.run.seed)
+        self.source = build_source(config, self.unimm, self.template)
         self.lay_out = right_padded(
             self.unimm, pad_id=self.template.pad_id, length=config.sequence_length
         )
@@ -115,7 +117,11 @@ class UnifiedStage:
     ) -> tuple[LossReport, StepReport]:
         """Return what one optimiser step over all processes did."""
         counted = torch.stack([_counts(batch) for batch in batches]).sum(dim=0)
-        tokens, pictures, samples, positions, *by_task = engine.ranks.sum(counted).tolist()
+        tokens, pictures, samples, positions, squared, encoded, *by_task = engine.ranks.sum(
+            counted
+        ).tolist()
+        drawn = pictures * self.config.objective.times_per_picture
+        flops = self.cost.flops(Work(positions, squared, tokens, drawn, encoded))
         sums = torch.zeros(3 + len(TASKS), device=self.device)
         for batch in batches:
             output = self._forward(engine, batch.to(self.device), Totals(tokens, pictures))
@@ -130,7 +136,7 @@ class UnifiedStage:
             if count
         }
         report = LossReport(
-            loss, {"flow": flow, "text": text, **means}, int(samples), int(positions)
+            loss, {"flow": flow, "text": text, **means}, int(samples), int(positions), flops
         )
         return report, done
 
@@ -191,8 +197,18 @@ class UnifiedStage:
 
 
 def _counts(batch: TrainingBatch) -> Tensor:
-    totals = [batch.num_tokens, batch.num_drawn, batch.num_samples, batch.num_positions]
-    return torch.cat([torch.tensor(totals), task_tokens(batch.layout)]).double()
+    """Return what the step's means and its cost need to know of a batch."""
+    lengths = batch.layout.mask.sum(dim=1)
+    encoded = 0 if batch.read.is_floating_point() else len(batch.read) + len(batch.drawn)
+    totals = [batch.num_tokens, batch.num_drawn, batch.num_samples]
+    work = [int(lengths.sum()), int(lengths.square().sum()), encoded]
+    return torch.cat([torch.tensor([*totals, *work]), task_tokens(batch.layout)]).double()
+
+
+def build_source(config: UnifiedConfig, model: UniMM, template: ChatTemplate) -> SampleSource:
+    """Return the samples of a run."""
+    grammar = Grammar.from_dict(model.config.grammar or {})
+    return SceneSource(config.scenes, grammar, template, seed=config.run.seed)
 
 
 def run_device(run: RunConfig, ranks: Ranks) -> torch.device:

@@ -5,7 +5,12 @@ from typing import Annotated
 
 import typer
 
-from unimm.cli.applications import eval_command, serve_command, train_command
+from unimm.cli.applications import (
+    eval_command,
+    export_command,
+    serve_command,
+    train_command,
+)
 from unimm.cli.ask import ask
 from unimm.cli.chat import chat
 from unimm.cli.convert import convert
@@ -28,6 +33,7 @@ for _command in (generate, ask, verify, chat, info, convert):
 _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 for _name, _application in (
     ("train", train_command),
+    ("export", export_command),
     ("eval", eval_command),
     ("serve", serve_command),
 ):

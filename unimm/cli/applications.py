@@ -25,6 +25,14 @@ def train_command(context: typer.Context) -> None:
     _run("training", context)
 
 
+def export_command(context: typer.Context) -> None:
+    """Write the model of a training run's last checkpoint.
+
+    **Example:** `unimm export runs/scenes/zero my-model`
+    """
+    _run("training", context, attribute="export_app")
+
+
 def eval_command(context: typer.Context) -> None:
     """Measure a model's quality, speed and memory.
 
@@ -41,12 +49,13 @@ def serve_command(context: typer.Context) -> None:
     _run("serving", context)
 
 
-def import_application(name: str, *, beside: Path | None = None) -> Any:
+def import_application(name: str, *, beside: Path | None = None, attribute: str = "app") -> Any:
     """Return the typer application of ``training``, ``eval`` or ``serving``.
 
     Args:
         name: The application's name in a checkout.
         beside: The folder that holds the packages; where ``unimm`` lies, by default.
+        attribute: What the typer application is called in its module.
 
     Raises:
         MissingExtraError: It needs a package that is not installed.
@@ -65,7 +74,7 @@ def import_application(name: str, *, beside: Path | None = None) -> Any:
         raise UnimmError(
             f"the package {module} at {cli.__file__} hides unimm's own; use another environment"
         )
-    return cli.app
+    return getattr(cli, attribute)
 
 
 @contextlib.contextmanager
@@ -84,8 +93,8 @@ def extra_named(name: str) -> Iterator[None]:
         raise MissingExtraError(missing, extra=name) from error
 
 
-def _run(name: str, context: typer.Context) -> None:
-    application = import_application(name)
+def _run(name: str, context: typer.Context, *, attribute: str = "app") -> None:
+    application = import_application(name, attribute=attribute)
     with extra_named(name):
         status = application(
             args=context.args, prog_name=f"unimm {context.info_name}", standalone_mode=False

@@ -35,8 +35,9 @@ def test_a_recipe_begins_where_another_ends_and_keeps_its_runs_apart(name: str) 
     _, config = load(name)
     others = [load(other)[1] for other in recipe_names() if other != name]
     assert config.run.output_dir not in [other.run.output_dir for other in others]
-    if hasattr(config, "init"):
-        assert config.init in [other.run.output_dir / "model" for other in others]
+    init = config.model.init if hasattr(config, "engine") else getattr(config, "init", None)
+    if init is not None:
+        assert init in [other.run.output_dir / "model" for other in others]
     else:
         grammar = Grammar.from_dict(config.model.grammar)
         assert set(grammar.shapes) >= set(Grammar.small().shapes)
@@ -55,7 +56,10 @@ def test_a_recipe_begins_where_another_ends_and_keeps_its_runs_apart(name: str) 
         ("batch_size=1", "reading_batch_size must be from 1 to batch_size (1)"),
         ("model.latents.patch_size=17", "image_size (64) must be divisible by patch_size (17)"),
         ("model.generator.dit.latent_dim=7", "must equal channels of the latent space (192)"),
-        ("stage=visoin", "stage must be one of ('vision', 'decoder', 'joint'), got 'visoin'"),
+        (
+            "stage=visoin",
+            "stage must be one of ('vision', 'decoder', 'reading', 'joint', 'unified')",
+        ),
     ],
 )
 def test_a_slip_is_named_by_its_path_and_starts_nothing(
