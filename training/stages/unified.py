@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 
 from unimm.chat import ChatTemplate, QuerySegment
 from unimm.checkpoint import save_checkpoint
+from unimm.errors import UserError
 from unimm.model import UniMM
 from unimm.scenes import Grammar
 from unimm.tokenizer import load_tokenizer
@@ -206,8 +207,16 @@ def _counts(batch: TrainingBatch) -> Tensor:
 
 
 def build_source(config: UnifiedConfig, model: UniMM, template: ChatTemplate) -> SampleSource:
-    """Return the samples of a run."""
-    grammar = Grammar.from_dict(model.config.grammar or {})
+    """Return the samples of a run.
+
+    Raises:
+        UserError: The model does not say which miniature world it is of.
+    """
+    if model.config.grammar is None:
+        raise UserError(
+            "a model without a grammar has no miniature world; give model.config.grammar"
+        )
+    grammar = Grammar.from_dict(model.config.grammar)
     return SceneSource(config.scenes, grammar, template, seed=config.run.seed)
 
 
