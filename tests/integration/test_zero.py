@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -206,15 +208,13 @@ def test_a_process_without_pictures_keeps_nobody_waiting(runs: Runs) -> None:
 def test_bfloat16_keeps_float32_masters(runs: Runs) -> None:
     half = ("run.precision=bfloat16", "run.sample_every=3")
     assert runs("half", *half, *LOCAL) == [0], runs.launch.said()
-    for stage in (2, 3):
-        name = f"half{stage}"
-        overrides = (*half, f"engine.zero_stage={stage}", "engine.accumulation=2")
-        assert runs(name, *overrides, ranks=2) == [0, 0], runs.launch.said()
-        for ours, theirs in zip(runs.metrics(name), runs.metrics("half"), strict=True):
-            assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05)
-        pictures = sorted((runs.folder / name / "samples").iterdir())
-        assert [p.name for p in pictures] == ["step-00000003.png", "step-00000006.png"]
-        assert runs.weights(name)["queries.embeddings"].dtype == torch.float32
+    sharded = (*half, "engine.zero_stage=3", "engine.accumulation=2")
+    assert runs("half3", *sharded, ranks=2) == [0, 0], runs.launch.said()
+    for ours, theirs in zip(runs.metrics("half3"), runs.metrics("half"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05)
+    pictures = sorted((runs.folder / "half3" / "samples").iterdir())
+    assert [p.name for p in pictures] == ["step-00000003.png", "step-00000006.png"]
+    assert runs.weights("half3")["queries.embeddings"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("stage", [1, 3])
