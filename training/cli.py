@@ -13,6 +13,7 @@ from .recipes import find_recipe, recipe_names
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 cache_latents_app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+export_app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 @app.command()
@@ -23,21 +24,39 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides.")
     ] = None,
+    *,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what the run needs; train nothing.")
+    ] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="With --plan: GPUs in all.")] = 8,
+    peak_tflops: Annotated[float, typer.Option(help="With --plan: peak of one GPU.")] = 989.0,
+    mfu: Annotated[float, typer.Option(help="With --plan: share of the peak reached.")] = 0.4,
 ) -> None:
     """Train by a recipe; an interrupted run goes on where its last checkpoint stands.
 
-    **Examples:** `unimm train scenes/vision` · `unimm train scenes/joint run.num_steps=20000`
+    On several GPUs a launcher starts the same command in every process:
+    `torchrun --nproc-per-node 8 -m unimm train RECIPE`,
+    `deepspeed --no_local_rank --module unimm train RECIPE`, or `srun unimm train RECIPE`.
+
+    **Examples:** `unimm train scenes/vision` · `unimm train scenes/joint run.num_steps=20000` ·
+    `unimm train scenes/zero --plan --gpus 8`
     """
     if recipe is None:
         typer.echo("\n".join(recipe_names()))
         return
     path = find_recipe(recipe)
+    if plan:
+        from .plan import Machine, plan_recipe  # imports torch
+
+        machine = Machine(num_gpus=gpus, peak_tflops=peak_tflops, mfu=mfu)
+        typer.echo("\n".join(plan_recipe(path, overrides or [], machine).lines()))
+        return
     from .run import run_recipe  # imports torch
 
     model = run_recipe(path, overrides or [])
     if model is None:
         typer.echo("stopped after a checkpoint; the same command goes on from there", err=True)
-    else:
+    elif is_main_process():
         typer.echo(model)
 
 
@@ -111,3 +130,27 @@ def parse_part(text: str) -> tuple[int, int]:
     if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
         raise UserError(f"--part must be I/N with I from 0 to N-1, such as 0/4, got {text!r}")
     return int(first), int(count)
+
+
+@export_app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(help="Directory of a run of the unified stage.")],
+    out: Annotated[Path, typer.Argument(help="Directory for the model.")],
+    raw: Annotated[
+        bool, typer.Option("--raw", help="The weights themselves, not their moving average.")
+    ] = False,
+) -> None:
+    """Write the model of a run's last checkpoint, whichever ZeRO stage and GPUs it is from.
+
+    **Example:** `unimm export runs/scenes/zero my-model`
+    """
+    from .export import export_checkpoint  # imports torch
+
+    typer.echo(export_checkpoint(run_dir, out, averaged=not raw))
+
+
+def is_main_process() -> bool:
+    """Return whether this is the process of a launched run that reports."""
+    from .ranks import launched_ranks
+
+    return launched_ranks().is_main

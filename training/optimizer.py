@@ -1,8 +1,9 @@
 """Parameter groups, AdamW and the learning-rate schedule."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,23 +33,38 @@ def build_adamw(
     """Return AdamW over the float32 masters, with matrices and vectors of a part apart.
 
     Raises:
-        ValueError: ``part_lr`` names a part that is not trained.
+        ValueError: ``part_lr`` or ``part_betas`` names a part that is not trained.
     """
-    unknown = set(config.part_lr) - {group.part for group in groups}
-    if unknown:
-        trained = ", ".join(group.part for group in groups)
-        raise ValueError(f"part_lr names {sorted(unknown)}, but what is trained is {trained}")
-    adam_groups = []
-    for group, tensors in zip(groups, masters, strict=True):
+    members = adam_groups(groups, masters, config)
+    return torch.optim.AdamW(members, betas=config.betas, eps=config.eps, fused=True)
+
+
+def adam_groups(
+    groups: Sequence[ParameterGroup], masters: Sequence[Sequence[Tensor]], config: OptimizerConfig
+) -> list[dict[str, Any]]:
+    """Return each part's matrices and vectors as AdamW's groups, with the part's number."""
+    _check_parts("part_lr", config.part_lr, groups)
+    _check_parts("part_betas", config.part_betas, groups)
+    made: list[dict[str, Any]] = []
+    for index, (group, tensors) in enumerate(zip(groups, masters, strict=True)):
         peak = config.part_lr.get(group.part, config.lr)
         matrices = [t for t in tensors if t.ndim >= 2]
         vectors = [t for t in tensors if t.ndim < 2]
         for members, decay in ((matrices, config.weight_decay), (vectors, 0.0)):
             if members:
-                adam_groups.append(
-                    {"params": members, "lr": peak, "peak_lr": peak, "weight_decay": decay}
-                )
-    return torch.optim.AdamW(adam_groups, betas=config.betas, eps=config.eps, fused=True)
+                settings = {"lr": peak, "peak_lr": peak, "weight_decay": decay}
+                betas = config.part_betas.get(group.part, config.betas)
+                made.append({"params": members, **settings, "betas": betas, "part": index})
+    return made
+
+
+def _check_parts(
+    name: str, settings: Mapping[str, object], groups: Sequence[ParameterGroup]
+) -> None:
+    unknown = set(settings) - {group.part for group in groups}
+    if unknown:
+        trained = ", ".join(group.part for group in groups)
+        raise ValueError(f"{name} names {sorted(unknown)}, but what is trained is {trained}")
 
 
 def lr_factor(step: int, num_steps: int, config: OptimizerConfig) -> float:

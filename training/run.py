@@ -13,9 +13,10 @@ from unimm.errors import ConfigError, UserError
 
 from .config import RunConfig
 from .loop import Stage, train
+from .ranks import ALONE, Ranks
 from .run_dir import check_run_dir
 
-StageName = Literal["vision", "decoder", "rae_decoder", "reading", "joint"]
+StageName = Literal["vision", "decoder", "rae_decoder", "reading", "joint", "unified"]
 
 
 def run_recipe(path: Path, overrides: Sequence[str]) -> Path | None:
@@ -27,19 +28,35 @@ def run_recipe(path: Path, overrides: Sequence[str]) -> Path | None:
         ConfigError: A key is unknown or a value is wrong; nothing was started.
         UserError: The device is not there, or the output directory cannot be written.
     """
-    tree = read_tree(path)
-    for override in overrides:
-        apply_override(tree, override)
-    name = tree.pop("stage", None)
-    if name not in get_args(StageName):
-        raise ConfigError(f"{path}: stage must be one of {get_args(StageName)}, got {name!r}")
+    name, tree = read_recipe(path, overrides)
     try:
         config = from_dict(_config_class(name), tree)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     prepare_machine(config.run)
     check_run_dir(config.run.output_dir)
-    return train(_build(name, config), config.run, config.optimizer, config)
+    header = f"stage: {name}\n"
+    if name != "unified":
+        stage = _build(name, config)
+        return train(stage, config.run, config.optimizer, config, header=header)
+    from .parallel import train_unified
+
+    return train_unified(lambda ranks: _build(name, config, ranks), config, header=header)
+
+
+def read_recipe(path: Path, overrides: Sequence[str]) -> tuple[StageName, dict[str, Any]]:
+    """Return the stage that a recipe names, and the rest of it with overrides applied.
+
+    Raises:
+        ConfigError: The file cannot be read or names no stage.
+    """
+    tree = read_tree(path)
+    for override in overrides:
+        apply_override(tree, override)
+    name = tree.pop("stage", None)
+    if name not in get_args(StageName):
+        raise ConfigError(f"{path}: stage must be one of {get_args(StageName)}, got {name!r}")
+    return name, tree
 
 
 def _config_class(name: StageName) -> type[Any]:
@@ -65,11 +82,15 @@ def _config_class(name: StageName) -> type[Any]:
             from .stages.joint import JointConfig
 
             return JointConfig
+        case "unified":
+            from .stages.unified import UnifiedConfig
+
+            return UnifiedConfig
         case _:
             assert_never(name)
 
 
-def _build(name: StageName, config: Any) -> Stage:
+def _build(name: StageName, config: Any, ranks: Ranks = ALONE) -> Stage:
     torch.manual_seed(config.run.seed)  # the initial weights; everything later draws explicitly
     match name:
         case "vision":
@@ -93,6 +114,10 @@ def _build(name: StageName, config: Any) -> Stage:
             from .stages.joint import JointStage
 
             return JointStage(config)
+        case "unified":
+            from .stages.unified import UnifiedStage
+
+            return UnifiedStage(config, ranks)
         case _:
             assert_never(name)
 

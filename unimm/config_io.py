@@ -65,9 +65,15 @@ def to_dict(config: object) -> Tree:
     return tree
 
 
-def dump_config(config: object, path: Path) -> None:
-    """Write the configuration as YAML that ``load_config`` reads back to an equal value."""
-    text = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+def dump_config(config: object, path: Path, *, header: str = "") -> None:
+    """Write the configuration as YAML that ``load_config`` reads back to an equal value.
+
+    Args:
+        config: The configuration.
+        path: Where.
+        header: Lines of YAML to put first, such as a key that the reader takes out.
+    """
+    text = header + yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     with atomic_write(path) as file:
         file.write(text.encode())
 

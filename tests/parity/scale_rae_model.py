@@ -15,13 +15,14 @@ from tests.parity.harness import (
     assert_close,
     to_tokens,
 )
+from training.objective import Draws, JointObjective, ObjectiveConfig, Pictures, Totals
 from unimm.chat import ImageSegment, QuerySegment, Segment, TextSegment
 from unimm.checkpoints.keymap import apply_rules
 from unimm.checkpoints.scale_rae import OPTIONAL, ScaleRAESource, model_config, model_rules
 from unimm.checkpoints.tensors import TensorFolder
 from unimm.latents import LatentSpaceConfig
 from unimm.latents.siglip2 import SiglipLatents
-from unimm.layout import Layout
+from unimm.layout import IGNORE, Layout
 from unimm.model import UniMM
 from unimm.scale_rae_scores import (
     AnswerScores,
@@ -218,17 +219,19 @@ def check_joint_loss(fixture: Fixture) -> None:
     model = _build(fixture)
     layout = _training_layout(fixture)
     answers = fixture.input("answer_img_mask")[:, 0]
-    hidden = model(layout, fixture.input("latents")[~answers])
-    language, _ = model.token_losses(hidden, layout)
-    flow = model.generator.losses(
-        model.query_states(hidden, layout),
-        fixture.input("latents")[answers],
-        t=fixture.input("t")[answers],
-        noise=fixture.input("noise")[answers],
+    objective = JointObjective(model, ObjectiveConfig(flow_weight=fixture.config["vision_coef"]))
+    latents = fixture.input("latents")
+    drawn = latents[answers]
+    of = Totals(float((layout.labels[:, 1:] != IGNORE).sum()), float(len(drawn)))
+    losses = objective(
+        layout,
+        Pictures(latents[~answers], drawn, torch.ones(len(drawn))),
+        Draws(fixture.input("t")[answers], fixture.input("noise")[answers], None),
+        of,
     )
-    loss = language.mean() + fixture.config["vision_coef"] * flow.mean()
-    assert_close(language.mean()[None], fixture.output("loss_ce"), FORWARD)
-    assert_close(flow.mean()[None], fixture.output("loss_diff"), FORWARD)
+    assert_close(losses["text"][None], fixture.output("loss_ce"), FORWARD)
+    assert_close(losses["flow"][None], fixture.output("loss_diff"), FORWARD)
+    loss = losses["loss"]
     assert_close(loss[None], fixture.output("loss"), FORWARD)
     torch.autograd.backward(loss)
     rules = model_rules(model.config.generator.dit.depth, tied=fixture.config["tie"])

@@ -8,6 +8,7 @@ import typer
 from unimm.cli.applications import (
     cache_latents_command,
     eval_command,
+    export_command,
     serve_command,
     train_command,
 )
@@ -34,6 +35,7 @@ _PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_opti
 for _name, _application in (
     ("train", train_command),
     ("cache-latents", cache_latents_command),
+    ("export", export_command),
     ("eval", eval_command),
     ("serve", serve_command),
 ):

@@ -33,6 +33,14 @@ def cache_latents_command(context: typer.Context) -> None:
     _run("training", context, attribute="cache_latents_app")
 
 
+def export_command(context: typer.Context) -> None:
+    """Write the model of a training run's last checkpoint.
+
+    **Example:** `unimm export runs/scenes/zero my-model`
+    """
+    _run("training", context, attribute="export_app")
+
+
 def eval_command(context: typer.Context) -> None:
     """Measure a model's quality, speed and memory.
 

@@ -37,8 +37,9 @@ def test_a_recipe_begins_where_another_ends_and_keeps_its_runs_apart(name: str) 
     _, config = load(name)
     others = [load(other)[1] for other in recipe_names() if other != name]
     assert config.run.output_dir not in [other.run.output_dir for other in others]
-    if getattr(config, "init", None) is not None:
-        assert config.init in [other.run.output_dir / "model" for other in others]
+    init = config.model.init if hasattr(config, "engine") else getattr(config, "init", None)
+    if init is not None:
+        assert init in [other.run.output_dir / "model" for other in others]
     elif getattr(config, "tower", None) is None:
         grammar = Grammar.from_dict(config.model.grammar)
         assert set(grammar.shapes) >= set(Grammar.small().shapes)

@@ -1,0 +1,310 @@
+"""Training on several processes: how a step is divided must not matter, nor who goes on with it."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unimm.checkpoint import save_checkpoint
+from unimm.config import UniMMConfig
+from unimm.latents import LatentSpaceConfig
+from unimm.latents.decoder import RAEDecoderConfig
+from unimm.scenes import Grammar
+from unimm.testing import tiny_config, tiny_model, tiny_tokenizer
+
+pytest.importorskip("deepspeed")
+
+NUM_STEPS = 6
+ROOT = Path(__file__).parents[2]
+
+TINY = (
+    f"run.num_steps={NUM_STEPS}",
+    "run.precision=float32",
+    "run.num_workers=0",
+    "run.num_threads=1",
+    "run.log_every=1",
+    "run.save_every=2",
+    "run.keep_last=3",
+    "run.sample_every=0",
+    "run.ema_decay=0.5",
+    "optimizer.lr=1e-2",
+    "optimizer.warmup_steps=2",
+    "optimizer.part_betas={generator: [0.9, 0.95]}",
+    "samples_per_step=8",
+    "objective.times_per_picture=2",
+    "model.fresh=[]",
+    "model.config={}",
+)
+LOCAL = ("engine.kind=local",)
+SPEEDS = {"samples_per_s", "tokens_per_s", "tflops"}
+
+
+class Launcher:
+    """Runs ``unimm`` on several processes."""
+
+    def __init__(self, server: "subprocess.Popen[str]", folder: Path) -> None:
+        self.server, self.folder = server, folder
+
+    def __call__(self, *arguments: str, ranks: int = 1, **order: Any) -> list[int]:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        order |= {"arguments": arguments, "ranks": ranks, "port": port}
+        order |= {"output": str(self.folder / "rank")}
+        assert self.server.stdin
+        assert self.server.stdout
+        self.server.stdin.write(json.dumps(order) + "\n")
+        self.server.stdin.flush()
+        statuses: list[int] = json.loads(self.server.stdout.readline())
+        return statuses
+
+    def said(self, rank: int = 0, stream: str = "stderr") -> str:
+        return (self.folder / f"rank.{rank}.{stream}").read_text()
+
+
+class Runs:
+    """Runs of one recipe in folders of their own."""
+
+    def __init__(self, launch: Launcher, folder: Path, init: Path) -> None:
+        self.launch, self.folder, self.init = launch, folder, init
+
+    def __call__(self, name: str, *overrides: str, **order: Any) -> list[int]:
+        place = (f"run.output_dir={self.folder / name}", f"model.init={self.init}")
+        return self.launch("train", "scenes/zero", *TINY, *place, *overrides, **order)
+
+    def metrics(self, name: str) -> list[dict[str, float]]:
+        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k not in SPEEDS} for line in lines]
+
+    def weights(self, name: str) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / name / "model" / "model.safetensors")
+
+    def checkpoints(self, name: str) -> list[str]:
+        return sorted(path.name for path in (self.folder / name / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("zero")
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> Iterator[Runs]:
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("ranks_server.py"))],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        yield Runs(Launcher(server, folder), folder, tiny_world_model(folder / "init"))
+        assert server.stdin
+        server.stdin.close()
+
+
+def tiny_world_model(directory: Path) -> Path:
+    """Write a model whose pictures are as large as the miniature world's."""
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    config: UniMMConfig = tiny_config()
+    latents = LatentSpaceConfig(
+        image_size=64,
+        patch_size=16,
+        tower=tower,
+        decoder=RAEDecoderConfig(
+            latent_dim=16,
+            image_size=64,
+            patch_size=16,
+            hidden_dim=16,
+            depth=1,
+            num_heads=2,
+            mlp_dim=16,
+        ),
+    )
+    dit = replace(config.generator.dit, latent_dim=16, num_latent_tokens=16)
+    config = replace(
+        config,
+        latents=latents,
+        generator=replace(config.generator, dit=dit),
+        grammar=Grammar.small().to_dict(),
+    )
+    save_checkpoint(directory, tiny_model(config=config), tiny_tokenizer(), readme="Tiny.\n")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def whole(runs: Runs) -> list[dict[str, float]]:
+    """Return the metrics of a run on one process, with the plain optimiser."""
+    assert runs("local", *LOCAL) == [0], runs.launch.said()
+    return runs.metrics("local")
+
+
+def assert_same_course(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> None:
+    assert [set(line) for line in ours] == [set(line) for line in theirs]
+    assert len(theirs) == NUM_STEPS
+    for our, their in zip(ours, theirs, strict=True):
+        for name, value in their.items():
+            # Sums in another order; Adam turns what rounding leaves of a zero into a step.
+            assert math.isclose(our[name], value, rel_tol=1e-4, abs_tol=1e-5), (name, our, their)
+
+
+def assert_same_model(
+    runs: Runs, ours: str, theirs: str = "local", *, rtol: float = 1e-2, atol: float = 2e-3
+) -> None:
+    expected = runs.weights(theirs)
+    for key, weight in runs.weights(ours).items():
+        torch.testing.assert_close(weight, expected[key], rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_sharding_over_two_processes_changes_nothing(
+    runs: Runs, whole: list[dict[str, float]], stage: int
+) -> None:
+    name = f"zero{stage}"
+    assert runs(name, f"engine.zero_stage={stage}", ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics(name), whole)
+    assert_same_model(runs, name)
+
+
+@pytest.mark.parametrize("engine", ["local", "deepspeed"])
+def test_accumulating_gradients_changes_nothing(
+    runs: Runs, whole: list[dict[str, float]], engine: str
+) -> None:
+    name = f"accumulated-{engine}"
+    overrides = (f"engine.kind={engine}", "engine.zero_stage=3", "engine.accumulation=4")
+    assert runs(name, *overrides, ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics(name), whole)
+    assert_same_model(runs, name)
+
+
+def test_a_process_without_pictures_keeps_nobody_waiting(runs: Runs) -> None:
+    """One conversation a process, most of them talk: many batches have no picture at all."""
+    talk = ("scenes.text=2", "scenes.drawing=1", "samples_per_step=2", "run.num_steps=6")
+    assert runs("talk", *talk, *LOCAL) == [0], runs.launch.said()
+    assert runs("talk3", *talk, "engine.zero_stage=3", ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics("talk3"), runs.metrics("talk"))
+    assert any(line["flow"] == 0 for line in runs.metrics("talk3"))
+    assert any(line["flow"] > 0 for line in runs.metrics("talk3"))
+
+
+def test_bfloat16_keeps_float32_masters(runs: Runs) -> None:
+    half = ("run.precision=bfloat16", "run.sample_every=3")
+    assert runs("half", *half, *LOCAL) == [0], runs.launch.said()
+    sharded = (*half, "engine.zero_stage=3", "engine.accumulation=2")
+    assert runs("half3", *sharded, ranks=2) == [0, 0], runs.launch.said()
+    for ours, theirs in zip(runs.metrics("half3"), runs.metrics("half"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.05)
+    pictures = sorted((runs.folder / "half3" / "samples").iterdir())
+    assert [p.name for p in pictures] == ["step-00000003.png", "step-00000006.png"]
+    assert runs.weights("half3")["queries.embeddings"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_run_goes_on_bit_for_bit_and_on_fewer_processes(
+    runs: Runs, whole: list[dict[str, float]], stage: int
+) -> None:
+    straight, name = f"zero{stage}", f"resumed{stage}"
+    sharding = f"engine.zero_stage={stage}"
+    if not (runs.folder / straight).exists():
+        assert runs(straight, sharding, ranks=2) == [0, 0]
+    at_three = {"at_step": 3, "signal": signal.SIGTERM, "signalled": [1]}
+    assert runs(name, sharding, ranks=2, **at_three) == [0, 0], runs.launch.said()
+    assert runs.checkpoints(name) == ["step-00000002", "step-00000003"]
+    assert not (runs.folder / name / "model").exists()
+    shutil.copytree(runs.folder / name, runs.folder / f"{name}-one")
+    assert runs(name, sharding, ranks=2) == [0, 0], runs.launch.said()
+    assert runs.metrics(name) == runs.metrics(straight)
+    assert_same_model(runs, name, straight, rtol=0, atol=0)
+    # One process, another ZeRO stage, then two again.
+    other = f"engine.zero_stage={4 - stage}"
+    at_five = {"at_step": 5, "signal": signal.SIGTERM}
+    assert runs(f"{name}-one", other, ranks=1, **at_five) == [0], runs.launch.said()
+    assert runs(f"{name}-one", sharding, ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics(f"{name}-one"), whole)
+    assert_same_model(runs, f"{name}-one")
+
+
+def test_a_run_killed_while_it_saves_goes_on_from_the_checkpoint_before(runs: Runs) -> None:
+    statuses = runs("killed", "engine.zero_stage=2", ranks=2, die_saving=4)
+    assert statuses == [9, 9]
+    assert "step-00000004" not in runs.checkpoints("killed")
+    assert runs("killed", "engine.zero_stage=2", ranks=2) == [0, 0], runs.launch.said()
+    if not (runs.folder / "zero2").exists():
+        assert runs("zero2", "engine.zero_stage=2", ranks=2) == [0, 0]
+    assert runs.metrics("killed") == runs.metrics("zero2")
+
+
+def test_a_checkpoint_is_exported_without_the_processes_that_wrote_it(
+    runs: Runs, tmp_path: Path
+) -> None:
+    if not (runs.folder / "zero3").exists():
+        assert runs("zero3", "engine.zero_stage=3", ranks=2) == [0, 0]
+    assert runs.launch("export", str(runs.folder / "zero3"), str(tmp_path / "model")) == [0]
+    exported = load_file(tmp_path / "model" / "model.safetensors")
+    for name, weight in runs.weights("zero3").items():
+        assert torch.equal(exported[name], weight)
+    assert runs.launch("export", str(tmp_path), str(tmp_path / "other")) == [2]
+    assert "it is not the directory of a run" in runs.launch.said()
+
+
+def test_low_rank_additions_are_trained_and_merged(runs: Runs) -> None:
+    pytest.importorskip("peft")
+    lora = ("model.language=lora", "model.lora.rank=4", "run.ema_decay=0")
+    assert runs("lora", *lora, *LOCAL) == [0], runs.launch.said()
+    assert runs("lora3", *lora, "engine.zero_stage=3", ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics("lora3"), runs.metrics("lora"))
+    before = load_file(runs.init / "model.safetensors")
+    after = runs.weights("lora3")
+    assert set(after) == set(before)
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert "language.model.layers.0.self_attn.q_proj.weight" in changed
+    assert "language.model.embed_tokens.weight" not in changed
+
+
+def test_a_frozen_language_model_stays_as_it_was(runs: Runs) -> None:
+    frozen = ("model.language=frozen", "model.checkpoint_activations=true")
+    assert runs("frozen", *frozen, *LOCAL) == [0], runs.launch.said()
+    assert runs("frozen3", *frozen, "engine.zero_stage=3", ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics("frozen3"), runs.metrics("frozen"))
+    before = load_file(runs.init / "model.safetensors")
+    for name, weight in runs.weights("frozen3").items():
+        assert torch.equal(weight, before[name]) == name.startswith(("language.", "latents."))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_computing_activations_again_changes_nothing(
+    runs: Runs, whole: list[dict[str, float]], stage: int
+) -> None:
+    name = f"again{stage}"
+    overrides = (f"engine.zero_stage={stage}", "model.checkpoint_activations=true")
+    assert runs(name, *overrides, ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics(name), whole)
+
+
+def test_states_on_the_cpu_change_nothing(runs: Runs, whole: list[dict[str, float]]) -> None:
+    overrides = ("engine.zero_stage=2", "engine.offload_optimizer=cpu")
+    assert runs("offloaded", *overrides, ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics("offloaded"), whole)
+
+
+def test_samples_that_cannot_be_shared_out_are_refused_by_all(runs: Runs) -> None:
+    assert runs("odd", "samples_per_step=9", ranks=2) == [2, 2]
+    assert "9 samples of a step cannot be shared out evenly" in runs.launch.said(1)

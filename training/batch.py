@@ -1,0 +1,144 @@
+"""A micro-batch for the unified objective: sequences, pictures to read, pictures to draw.
+
+Shape legend:
+    B batch      I pictures read      A pictures drawn      N latent tokens      D latent channels
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from unimm.chat import ImageSegment, QuerySegment, Segment
+from unimm.layout import IGNORE, Layout
+
+LayOut = Callable[[Sequence[Sequence[Segment]]], Layout]
+"""Lays sequences out for one model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One conversation and its pictures.
+
+    A picture is uint8 (3, S, S) or float latents (N, D); all of a run are of one form.
+
+    Args:
+        segments: What the language model reads.
+        read: Its pictures to read, in reading order.
+        drawn: Its pictures to draw, in reading order.
+        seed: Of everything random about it, whatever batch it is in.
+    """
+
+    segments: Sequence[Segment]
+    read: Sequence[Tensor] = ()
+    drawn: Sequence[Tensor] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """What one process handles at once.
+
+    Every batch has at least one picture to read and one to draw, so that all processes run the
+    same modules in the same order: ZeRO-3 would wait forever for one that left a module out. A
+    picture that is there for this reason alone has no weight in the loss.
+
+    Args:
+        layout: The sequences.
+        read: Pictures to read, uint8 (I, 3, S, S) or latents (I, N, D).
+        drawn: Pictures to draw, in the same form, (A, ...).
+        read_seeds: Seed of each picture to read.
+        drawn_seeds: Seed of each picture to draw.
+        is_drawn: False for a picture without weight.
+        num_samples: Conversations.
+    """
+
+    layout: Layout
+    read: Tensor
+    drawn: Tensor
+    read_seeds: Int64[Tensor, "I"]
+    drawn_seeds: Int64[Tensor, "A"]
+    is_drawn: Bool[Tensor, "A"]
+    num_samples: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the cross-entropy is taken of."""
+        return int((self.layout.labels[:, 1:] != IGNORE).sum())
+
+    @property
+    def num_drawn(self) -> int:
+        """Pictures that the flow loss is taken of."""
+        return int(self.is_drawn.sum())
+
+    def to(self, device: torch.device) -> "TrainingBatch":
+        """Return the batch on another device; seeds stay on the CPU, where generators take them."""
+        return TrainingBatch(
+            self.layout.to(device),
+            self.read.to(device),
+            self.drawn.to(device),
+            self.read_seeds,
+            self.drawn_seeds,
+            self.is_drawn.to(device),
+            self.num_samples,
+        )
+
+
+def collate(samples: Sequence[Sample], *, lay_out: LayOut, blank: Tensor) -> TrainingBatch:
+    """Return samples as one batch.
+
+    Args:
+        samples: Conversations, at least one.
+        lay_out: Lays their segments out.
+        blank: A picture of the run's form, to stand in where there is none.
+    """
+    filler: list[Segment] = []
+    read = [(picture, seed) for s in samples for picture, seed in _seeded(s.read, s.seed, 0)]
+    drawn = [(picture, seed) for s in samples for picture, seed in _seeded(s.drawn, s.seed, 1)]
+    num_drawn = len(drawn)
+    if not read:
+        filler.append(ImageSegment())
+        read.append((blank, 0))
+    if not drawn:
+        filler.append(QuerySegment())
+        drawn.append((blank, 0))
+    sequences = [sample.segments for sample in samples]
+    return TrainingBatch(
+        layout=lay_out([*sequences, filler] if filler else sequences),
+        read=torch.stack([picture for picture, _ in read]),
+        drawn=torch.stack([picture for picture, _ in drawn]),
+        read_seeds=torch.tensor([seed for _, seed in read]),
+        drawn_seeds=torch.tensor([seed for _, seed in drawn]),
+        is_drawn=torch.arange(len(drawn)) < num_drawn,
+        num_samples=len(samples),
+    )
+
+
+def _seeded(pictures: Sequence[Tensor], seed: int, purpose: int) -> list[tuple[Tensor, int]]:
+    return [(p, mixed_seed(seed, purpose, i)) for i, p in enumerate(pictures)]
+
+
+def mixed_seed(*numbers: int) -> int:
+    """Return a stable hash of whole numbers as a seed."""
+    key = struct.pack(f"<{len(numbers)}Q", *numbers)
+    return int.from_bytes(blake2b(key, digest_size=8).digest(), "little") >> 1
+
+
+def share_of(count: int, *, rank: int, ranks: int, micro: int, micros: int) -> range:
+    """Return which of a step's ``count`` samples a process handles in one micro-batch.
+
+    Raises:
+        ValueError: They cannot be shared out evenly.
+    """
+    if count % (ranks * micros):
+        raise ValueError(
+            f"{count} samples of a step cannot be shared out evenly among {ranks} processes with "
+            f"{micros} micro-batches each; change the batch size, or engine.accumulation"
+        )
+    each = count // (ranks * micros)
+    start = (micro * ranks + rank) * each
+    return range(start, start + each)

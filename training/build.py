@@ -1,0 +1,150 @@
+"""The model that a run trains: from a directory, from a configuration, or both."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from metaquery.dit import DiTBlock, DiTStack
+from unimm.checkpoint import load_model, read_config
+from unimm.config import UniMMConfig
+from unimm.config_io import from_dict, to_dict
+from unimm.errors import UserError
+from unimm.model import Part, UniMM
+
+from .lora import LoRAConfig, add_lora
+
+LanguageMode = Literal["full", "frozen", "lora"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelRecipe:
+    """Where the model of a run comes from, and what of it is trained, how.
+
+    Args:
+        init: Model directory to begin with; None begins with random weights.
+        tokenizer: Directory of the tokenizer; None takes that of ``init``.
+        config: Overrides of ``init``'s configuration, or the whole of it.
+        fresh: Parts that begin with random weights although ``init`` has them.
+        language: Whether all of the language model is trained, nothing, or low-rank additions.
+        lora: Size of the additions.
+        attention: ``attn_implementation`` of transformers: ``sdpa``, ``eager``,
+            ``flash_attention_2`` (when installed) or ``flex_attention``.
+        checkpoint_activations: Compute the inside of each block again in the backward pass.
+        compile_blocks: Compile each block of the language model and the DiT.
+    """
+
+    init: Path | None = None
+    tokenizer: Path | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    fresh: tuple[Part, ...] = ()
+    language: LanguageMode = "full"
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    attention: str = "sdpa"
+    checkpoint_activations: bool = False
+    compile_blocks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.init is None and not self.config:
+            raise ValueError("name a model directory as init, or describe the model in config")
+
+    def model_config(self) -> UniMMConfig:
+        """Return the model's configuration."""
+        base = {} if self.init is None else to_dict(read_config(self.init)[0])
+        return from_dict(UniMMConfig, merged(base, self.config))
+
+    def tokenizer_dir(self) -> Path:
+        """Return where the tokenizer lies."""
+        found = self.tokenizer or self.init
+        if found is None:
+            raise UserError("model.tokenizer must name a directory where model.init is not given")
+        return found
+
+
+def build_model(recipe: ModelRecipe, *, device: torch.device, dtype: torch.dtype) -> UniMM:
+    """Return the model of a run, its trained parts marked.
+
+    A model that is loaded whole goes to its device tensor by tensor, so that as many processes as
+    a machine has GPUs do not each need its size in main memory.
+
+    Raises:
+        UserError: ``init`` has not the shapes that ``config`` asks for.
+    """
+    config = recipe.model_config()
+    if recipe.init is not None and not recipe.fresh:
+        model = load_model(
+            recipe.init, config, device=device, dtype=dtype, attention=recipe.attention
+        )
+    else:
+        with torch.device(device):
+            model = UniMM(config, attention=recipe.attention)
+        if recipe.init is not None:
+            _load(model, recipe.init, recipe.fresh)
+        model.to(device, dtype)
+    prepare(model, recipe)
+    return model
+
+
+def prepare(model: UniMM, recipe: ModelRecipe) -> None:
+    """Mark what is trained, and set up memory saving and compilation."""
+    parts: list[Part] = ["queries", "projector", "generator"]
+    if recipe.language != "frozen":
+        parts.append("language")
+    model.train_only(parts)
+    if recipe.language == "lora":
+        add_lora(model.language, recipe.lora)
+    if recipe.checkpoint_activations:
+        checkpoint_blocks(model)
+    if recipe.compile_blocks:
+        compile_blocks(model)
+
+
+def checkpoint_blocks(model: UniMM) -> None:
+    """Let the blocks of language model and DiT keep only their inputs for the backward pass."""
+    for module in model.generator.modules():
+        if isinstance(module, DiTStack):
+            module.checkpoint_activations = True
+    language: Any = model.language
+    language.train()  # transformers checkpoints in training mode only; no model here has dropout
+    language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def compile_blocks(model: UniMM) -> None:
+    """Compile each block where it stands; names of parameters stay."""
+    for block in blocks(model):
+        block.compile()
+
+
+def blocks(model: UniMM) -> Sequence[nn.Module]:
+    """Return the repeated blocks of the language model and the DiT."""
+    found = [m for m in model.generator.modules() if isinstance(m, DiTBlock)]
+    language = [m for m in model.language.modules() if type(m).__name__.endswith("DecoderLayer")]
+    return [*language, *found]
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree with another's values in it, section by section."""
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        both = isinstance(old, dict) and isinstance(value, Mapping)
+        result[key] = merged(old or {}, value) if both else value
+    return result
+
+
+def _load(model: UniMM, init: Path, fresh: Sequence[Part]) -> None:
+    stored, _ = read_config(init)
+    before = load_model(init, stored, device=torch.device("cpu"), dtype=torch.float32)
+    skipped = tuple(f"{part}." for part in fresh)
+    kept = {n: t for n, t in before.state_dict().items() if not n.startswith(skipped)}
+    try:
+        missing = model.load_state_dict(kept, strict=False).missing_keys
+    except RuntimeError as error:
+        raise UserError(
+            f"model.config changes shapes of {init}; name the changed parts in model.fresh"
+        ) from error
+    if lacking := [name for name in missing if not name.startswith(skipped)]:
+        raise UserError(f"{init} lacks {lacking[:3]}; name their parts in model.fresh")

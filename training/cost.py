@@ -1,0 +1,177 @@
+"""What a step of the unified objective costs: parameters by part, operations, memory.
+
+Operations are those of the model's matrix products, as is usual for model FLOPs utilisation
+(Chowdhery et al. 2022, arXiv:2204.02311): a forward pass, and twice that backward for what is
+trained, once for what only passes gradients on. Computing activations again is not counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from metaquery.layers import TimeEmbedding
+from unimm.latents import LatentSpaceConfig
+from unimm.model import PARTS, UniMM
+
+from .batch import Sample
+
+ZeroStage = Literal[0, 1, 2, 3]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a step handles.
+
+    Args:
+        positions: Of the language model, without padding.
+        squared: Sum over rows of their squared length, for attention.
+        tokens: Supervised tokens.
+        drawn: Pictures times the times drawn for each.
+        encoded: Pictures that go through the frozen tower.
+    """
+
+    positions: float
+    squared: float
+    tokens: float
+    drawn: float
+    encoded: float
+
+
+@dataclass(frozen=True, slots=True)
+class PartSize:
+    """Parameters of a part of a model."""
+
+    part: str
+    total: int
+    trained: int
+
+
+def part_sizes(model: UniMM) -> list[PartSize]:
+    """Return the parameters of every part."""
+    sizes = []
+    for name in PARTS:
+        parameters = list(model.part(name).parameters())
+        trained = sum(p.numel() for p in parameters if p.requires_grad)
+        sizes.append(PartSize(name, sum(p.numel() for p in parameters), trained))
+    return sizes
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """Floating-point operations by what they grow with, backward passes included."""
+
+    per_position: float
+    per_squared: float
+    per_token: float
+    per_drawn: float
+    per_encoded: float
+
+    @classmethod
+    def of(cls, model: UniMM) -> "StepCost":
+        """Return the cost of training a model; its weights may be on ``meta``."""
+        config: Any = model.lm.model.config.get_text_config(decoder=True)
+        head = model.lm.model.get_output_embeddings()
+        language = _linear(model.language) - _linear(head)
+        # Gradients always pass through the language model to the queries.
+        passes = 3 if _is_trained(model.language) else 2
+        heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        dit, tokens = model.generator.config.dit, model.config.latents.num_tokens
+        once = sum(_linear(m) for m in model.generator.modules() if isinstance(m, TimeEmbedding))
+        attention = 4 * tokens**2 * (dit.depth * dit.hidden_dim + dit.ddt_depth * dit.ddt_dim)
+        drawn = 2 * (_linear(model.generator) - once) * tokens + 2 * once + attention
+        return cls(
+            per_position=2 * language * passes,
+            per_squared=2 * config.num_hidden_layers * heads * head_dim * passes,  # causal: half
+            per_token=2 * _linear(head) * passes,
+            per_drawn=drawn * 3,
+            per_encoded=2 * _linear(_tower(model)) * tokens,
+        )
+
+    def flops(self, work: Work) -> float:
+        """Return the operations of a step."""
+        return (
+            self.per_position * work.positions
+            + self.per_squared * work.squared
+            + self.per_token * work.tokens
+            + self.per_drawn * work.drawn
+            + self.per_encoded * work.encoded
+        )
+
+
+def work_of(
+    samples: Sequence[Sample], *, latents: LatentSpaceConfig, num_queries: int, copies: int
+) -> Work:
+    """Return what a step of these samples handles."""
+    from unimm.chat import TextSegment
+    from unimm.layout import sequence_length
+
+    lengths = [
+        sequence_length(s.segments, num_image_tokens=latents.num_tokens, num_queries=num_queries)
+        for s in samples
+    ]
+    tokens = sum(
+        len(segment.token_ids)
+        for sample in samples
+        for segment in sample.segments
+        if isinstance(segment, TextSegment) and segment.supervised
+    )
+    drawn = sum(len(sample.drawn) for sample in samples)
+    pictures = [p for s in samples for p in (*s.read, *s.drawn)]
+    return Work(
+        positions=sum(lengths),
+        squared=sum(length**2 for length in lengths),
+        tokens=tokens,
+        drawn=drawn * copies,
+        encoded=sum(not p.is_floating_point() for p in pictures),
+    )
+
+
+def state_bytes(
+    sizes: Sequence[PartSize], stage: ZeroStage, *, ranks: int, itemsize: int, keeps_average: bool
+) -> float:
+    """Return the bytes of weights, gradients and optimiser in each of ``ranks`` processes.
+
+    The frozen latent space is whole everywhere. Activations and buffers come on top.
+
+    Args:
+        sizes: Of the model's parts.
+        stage: Of ZeRO.
+        ranks: Processes.
+        itemsize: Bytes of a computed parameter: 2 in bfloat16.
+        keeps_average: Whether there is a moving average of the weights.
+    """
+    frozen_space = sum(size.total for size in sizes if size.part == "latents")
+    weights = sum(size.total for size in sizes) - frozen_space
+    trained = sum(size.trained for size in sizes)
+    # float32: master, two moments, and perhaps the average.
+    optimizer = trained * 4 * (4 if keeps_average else 3)
+    shares = {"optimizer": 1, "gradients": 2, "weights": 3}
+    divide = {name: ranks if stage >= least else 1 for name, least in shares.items()}
+    return (
+        frozen_space * itemsize
+        + weights * itemsize / divide["weights"]
+        + trained * itemsize / divide["gradients"]
+        + optimizer / divide["optimizer"]
+    )
+
+
+def _linear(module: nn.Module | None) -> int:
+    """Return the weights of a module's linear layers, which is what a position costs."""
+    if module is None:
+        return 0
+    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+
+
+def _is_trained(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return 2 * sum(p.numel() for p in parameters if p.requires_grad) > sum(
+        p.numel() for p in parameters
+    )
+
+
+def _tower(model: UniMM) -> nn.Module | None:
+    """Return the latent space's encoder without its pixel decoder."""
+    return getattr(model.latents, "tower", None)

@@ -1,0 +1,132 @@
+"""``unimm train RECIPE --plan``: what a run needs and how fast it can be, without a GPU."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from unimm.checkpoints.assemble import empty_parameters
+from unimm.config_io import from_dict
+from unimm.errors import ConfigError
+from unimm.memory import format_bytes
+from unimm.model import UniMM
+from unimm.tokenizer import load_tokenizer
+
+from .batch import Sample
+from .build import prepare
+from .cost import PartSize, StepCost, Work, ZeroStage, part_sizes, state_bytes, work_of
+from .data.scenes import CachedTemplate
+from .run import read_recipe
+from .stages.unified import UnifiedConfig, build_source
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """What a run is planned for.
+
+    Args:
+        num_gpus: GPUs in all, one process each.
+        peak_tflops: Of one of them: 989 for an H100 or H200 in bfloat16, as its maker says.
+        mfu: Share of the peak that the model's operations reach.
+    """
+
+    num_gpus: int = 8
+    peak_tflops: float = 989.0
+    mfu: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.num_gpus < 1 or self.peak_tflops <= 0 or not 0 < self.mfu <= 1:
+            raise ValueError(
+                f"num_gpus ({self.num_gpus}) must be at least 1, peak_tflops "
+                f"({self.peak_tflops}) positive, mfu ({self.mfu}) in (0, 1]"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run needs.
+
+    Args:
+        sizes: Parameters by part.
+        state_bytes: Weights, gradients and optimiser in each process, by ZeRO stage.
+        work: What a step handles.
+        flops: Of a step, over all GPUs.
+        machine: What it was planned for.
+    """
+
+    sizes: list[PartSize]
+    state_bytes: dict[int, float]
+    work: Work
+    flops: float
+    machine: Machine
+
+    @property
+    def steps_per_hour(self) -> float:
+        """Steps an hour at the machine's utilisation."""
+        machine = self.machine
+        return 3600 * machine.num_gpus * machine.peak_tflops * 1e12 * machine.mfu / self.flops
+
+    def lines(self) -> Iterator[str]:
+        """Yield the plan for a person."""
+        yield f"{'part':<12}{'parameters':>16}{'trained':>16}"
+        for size in self.sizes:
+            yield f"{size.part:<12}{size.total:>16,}{size.trained:>16,}"
+        total, trained = (sum(getattr(s, n) for s in self.sizes) for n in ("total", "trained"))
+        yield f"{'all':<12}{total:>16,}{trained:>16,}"
+        yield f"weights, gradients and optimiser on each of {self.machine.num_gpus} GPUs:"
+        for stage, count in self.state_bytes.items():
+            yield f"  ZeRO-{stage}: {format_bytes(round(count))} (activations come on top)"
+        work = self.work
+        yield (
+            f"a step: {work.positions:,.0f} positions, {work.tokens:,.0f} supervised tokens, "
+            f"{work.drawn:,.0f} pictures and times drawn, {self.flops / 1e12:,.4g} TFLOP"
+        )
+        machine = self.machine
+        yield (
+            f"at {machine.mfu:.0%} of {machine.num_gpus} x {machine.peak_tflops:g} TFLOP/s: "
+            f"{self.steps_per_hour:,.4g} steps an hour"
+        )
+
+
+def plan_recipe(path: Path, overrides: list[str], machine: Machine) -> Plan:
+    """Return what a recipe's run needs.
+
+    Raises:
+        ConfigError: The recipe is wrong, or not one of the unified stage.
+    """
+    name, tree = read_recipe(path, overrides)
+    if name != "unified":
+        raise ConfigError(f"{path}: only recipes of the unified stage can be planned, not {name!r}")
+    try:
+        return plan(from_dict(UnifiedConfig, tree), machine)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def plan(config: UnifiedConfig, machine: Machine) -> Plan:
+    """Return what a run needs; the model is built without memory, the data of one step with."""
+    with empty_parameters():
+        model = UniMM(config.model.model_config())
+        prepare(model, config.model)
+    sizes = part_sizes(model)
+    template = CachedTemplate(load_tokenizer(config.model.tokenizer_dir()), model.config.chat)
+    source: Any = build_source(config, model, template)
+    samples: list[Sample] = [source.sample(n) for n in range(config.samples_per_step)]
+    work = work_of(
+        samples,
+        latents=model.config.latents,
+        num_queries=model.config.num_queries,
+        copies=config.objective.times_per_picture,
+    )
+    stages: tuple[ZeroStage, ...] = get_args(ZeroStage)
+    memory = {
+        int(stage): state_bytes(
+            sizes,
+            stage,
+            ranks=machine.num_gpus,
+            itemsize=2 if config.run.precision == "bfloat16" else 4,
+            keeps_average=config.run.ema_decay > 0,
+        )
+        for stage in stages
+    }
+    return Plan(sizes, memory, work, StepCost.of(model).flops(work), machine)

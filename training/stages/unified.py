@@ -1,0 +1,227 @@
+"""Any model on any conversations: draw, read and write learn together, in one process or many.
+
+Shape legend:
+    I pictures read      A pictures drawn      N latent tokens      D latent channels
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Generator, Tensor, nn
+
+from unimm.chat import ChatTemplate, QuerySegment
+from unimm.checkpoint import save_checkpoint
+from unimm.errors import UserError
+from unimm.model import UniMM
+from unimm.scenes import Grammar
+from unimm.tokenizer import load_tokenizer
+
+from ..batch import TrainingBatch
+from ..build import ModelRecipe, build_model
+from ..config import EngineConfig, OptimizerConfig, RunConfig
+from ..cost import StepCost, Work
+from ..data.scene_samples import SceneDataConfig, SceneSource
+from ..data.scenes import CachedTemplate, pixels_of
+from ..data.stream import SampleSource, StepPlan, right_padded
+from ..engine import Engine, StepReport
+from ..grids import picture_grid
+from ..loop import LossReport
+from ..lora import merge_lora
+from ..objective import (
+    TASKS,
+    JointObjective,
+    ObjectiveConfig,
+    Pictures,
+    Totals,
+    draw,
+    task_tokens,
+    with_read_noise,
+)
+from ..optimizer import ParameterGroup, parameter_groups
+from ..ranks import ALONE, Ranks
+
+_GRID_PROMPTS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnifiedConfig:
+    """A run of the unified stage.
+
+    Args:
+        run: Length, place, machine.
+        model: What is trained.
+        optimizer: AdamW and its schedule.
+        engine: How a step is divided.
+        objective: The loss.
+        scenes: The miniature world as data.
+        samples_per_step: Conversations of a step, over all processes and micro-batches.
+        sequence_length: Positions that rows are padded to; None pads to the longest of a batch.
+    """
+
+    run: RunConfig
+    model: ModelRecipe
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    scenes: SceneDataConfig = field(default_factory=SceneDataConfig)
+    samples_per_step: int = 64
+    sequence_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples_per_step < 1:
+            raise ValueError(f"samples_per_step must be at least 1, got {self.samples_per_step}")
+        if self.model.compile_blocks and self.engine.is_sharded and self.engine.zero_stage == 3:
+            raise ValueError("model.compile_blocks needs engine.zero_stage 1 or 2")
+
+
+class UnifiedStage:
+    """Train queries, projector, generator and as much of the language model as asked."""
+
+    def __init__(self, config: UnifiedConfig, ranks: Ranks = ALONE) -> None:
+        self.config, self.ranks = config, ranks
+        self.plan = StepPlan(config.samples_per_step, config.engine.accumulation, ranks)
+        self.device = run_device(config.run, ranks)
+        dtype = getattr(torch, config.run.precision)
+        self.unimm = build_model(config.model, device=self.device, dtype=dtype)
+        self.objective = JointObjective(self.unimm, config.objective)
+        self.names = {p: name for name, p in self.unimm.named_parameters() if p.requires_grad}
+        self.cost = StepCost.of(self.unimm)
+        self.tokenizer = load_tokenizer(config.model.tokenizer_dir())
+        self.template = CachedTemplate(self.tokenizer, self.unimm.config.chat)
+        self.source = build_source(config, self.unimm, self.template)
+        self.lay_out = right_padded(
+            self.unimm, pad_id=self.template.pad_id, length=config.sequence_length
+        )
+
+    @property
+    def model(self) -> nn.Module:
+        return self.unimm
+
+    def groups(self) -> list[ParameterGroup]:
+        return parameter_groups(self.unimm.parameter_groups().items())
+
+    def whole_parameters(self) -> Sequence[nn.Parameter]:
+        """Return parameters that are read outside of their own module's forward pass."""
+        return [self.unimm.queries.embeddings, self.unimm.generator.dit.null_condition]
+
+    def batch(self, step: int) -> list[TrainingBatch]:
+        size = self.unimm.config.latents.image_size
+        blank = torch.zeros((3, size, size), dtype=torch.uint8)
+        return self.plan.batches(self.source, step, lay_out=self.lay_out, blank=blank)
+
+    def take_step(
+        self, engine: Engine, batches: Sequence[TrainingBatch], *, step: int
+    ) -> tuple[LossReport, StepReport]:
+        """Return what one optimiser step over all processes did."""
+        counted = torch.stack([_counts(batch) for batch in batches]).sum(dim=0)
+        tokens, pictures, samples, positions, squared, encoded, *by_task = engine.ranks.sum(
+            counted
+        ).tolist()
+        drawn = pictures * self.config.objective.times_per_picture
+        flops = self.cost.flops(Work(positions, squared, tokens, drawn, encoded))
+        sums = torch.zeros(3 + len(TASKS), device=self.device)
+        for batch in batches:
+            output = self._forward(engine, batch.to(self.device), Totals(tokens, pictures))
+            engine.backward(output["loss"])
+            parts = [output[name].detach().float() for name in ("loss", "flow", "text")]
+            sums += torch.cat([torch.stack(parts), output["by_task"].float()])
+        done = engine.update(step)
+        loss, flow, text, *task_sums = engine.ranks.sum(sums).unbind()
+        means = {
+            f"text_{task}": value / count
+            for task, value, count in zip(TASKS, task_sums, by_task, strict=True)
+            if count
+        }
+        report = LossReport(
+            loss, {"flow": flow, "text": text, **means}, int(samples), int(positions), flops
+        )
+        return report, done
+
+    def _forward(self, engine: Engine, batch: TrainingBatch, of: Totals) -> Mapping[str, Tensor]:
+        with torch.no_grad():
+            read, drawn = self._latents(batch.read), self._latents(batch.drawn)
+            read = with_read_noise(read, batch.read_seeds, self.config.objective.read_noise)
+            draws = draw(batch.drawn_seeds, drawn, self.unimm, self.config.objective)
+        pictures = Pictures(read, drawn, batch.is_drawn.float())
+        output: Mapping[str, Tensor] = engine(batch.layout, pictures, draws, of)
+        return output
+
+    def _latents(self, pictures: Tensor) -> Tensor:
+        """Return pictures as latents in float32; latents are taken as they are."""
+        if pictures.dtype != torch.uint8:
+            return pictures.float()
+        return self.unimm.latents.encode(pixels_of(pictures, self.unimm.dtype)).float()
+
+    def loss(self, batch: object, *, step: int, generator: Generator) -> LossReport:
+        raise NotImplementedError("this stage takes its steps whole")
+
+    def before_step(self, step: int, engine: Any) -> None:
+        """Nothing to do between steps."""
+
+    @torch.no_grad()
+    def sample_grid(self, step: int) -> Image.Image:
+        """Return drawings for the first prompts of the data, from fixed noise."""
+        sequences = []
+        for number in range(50 * _GRID_PROMPTS):
+            sample = self.source.sample(number)
+            if sample.drawn and len(sequences) < _GRID_PROMPTS:
+                end = next(i for i, s in enumerate(sample.segments) if isinstance(s, QuerySegment))
+                sequences.append(list(sample.segments[: end + 1]))
+        layout = self.unimm.lay_out(sequences, pad_id=self.template.pad_id).to(self.device)
+        states = self.unimm.query_states(self.unimm(layout), layout)
+        space = self.unimm.latents
+        generator = Generator(self.device).manual_seed(0)
+        shape = (len(sequences), space.num_tokens, space.dim)
+        noise = torch.randn(shape, generator=generator, device=self.device)
+        sampling = self.unimm.config.sampling
+        latents = self.unimm.generator.sample(
+            states,
+            noise=noise,
+            num_steps=sampling.num_steps,
+            guidance_scale=sampling.guidance_scale,
+        )
+        return picture_grid(space.decode(latents.to(self.unimm.dtype)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is nothing beyond the engine's state: samples are numbered by the step."""
+
+    def export(self, directory: Path) -> None:
+        merge_lora(self.unimm.language)
+        save_checkpoint(directory, self.unimm, self.tokenizer, readme="Unified stage.\n")
+
+
+def _counts(batch: TrainingBatch) -> Tensor:
+    """Return what the step's means and its cost need to know of a batch."""
+    lengths = batch.layout.mask.sum(dim=1)
+    encoded = 0 if batch.read.is_floating_point() else len(batch.read) + len(batch.drawn)
+    totals = [batch.num_tokens, batch.num_drawn, batch.num_samples]
+    work = [int(lengths.sum()), int(lengths.square().sum()), encoded]
+    return torch.cat([torch.tensor([*totals, *work]), task_tokens(batch.layout)]).double()
+
+
+def build_source(config: UnifiedConfig, model: UniMM, template: ChatTemplate) -> SampleSource:
+    """Return the samples of a run.
+
+    Raises:
+        UserError: The model does not say which miniature world it is of.
+    """
+    if model.config.grammar is None:
+        raise UserError(
+            "a model without a grammar has no miniature world; give model.config.grammar"
+        )
+    grammar = Grammar.from_dict(model.config.grammar)
+    return SceneSource(config.scenes, grammar, template, seed=config.run.seed)
+
+
+def run_device(run: RunConfig, ranks: Ranks) -> torch.device:
+    """Return the device of this process: the GPU of its own number, where there are several."""
+    if run.device == "cuda" and ranks.size > 1:
+        return torch.device("cuda", ranks.local_rank)
+    return torch.device(run.device)
