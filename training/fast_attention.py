@@ -18,7 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 NAME = "grouped_eager"
 
 
-def grouped_attention(
+def grouped_attention(  # noqa: PLR0917 - called by transformers, by position
     module: nn.Module,
     query: Tensor,
     key: Tensor,

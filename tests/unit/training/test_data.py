@@ -209,6 +209,7 @@ def test_training_never_words_or_shows_what_is_held_out(
     vision_stage: VisionStage,
     grammar: Grammar,
     shown: list[SceneSample],
+    *,
     source: Callable[..., MakeBatch],
     layouts: Sequence[str],
     pictures: int,
