@@ -1,9 +1,9 @@
 """``unimm train RECIPE --plan``: what a run needs and how fast it can be, without a GPU."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from unimm.checkpoints.assemble import empty_parameters
 from unimm.config_io import from_dict
@@ -12,7 +12,6 @@ from unimm.memory import format_bytes
 from unimm.model import UniMM
 from unimm.tokenizer import load_tokenizer
 
-from .batch import Sample
 from .build import prepare
 from .cost import PartSize, StepCost, Work, ZeroStage, part_sizes, state_bytes, work_of
 from .data.scenes import CachedTemplate
@@ -110,10 +109,11 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
         prepare(model, config.model)
     sizes = part_sizes(model)
     template = CachedTemplate(load_tokenizer(config.model.tokenizer_dir()), model.config.chat)
-    source: Any = build_source(config, model, template)
-    samples: list[Sample] = [source.sample(n) for n in range(config.samples_per_step)]
+    if config.data is not None:
+        config = replace(config, data=replace(config.data, latent_cache=None))
+    source = build_source(config, model.config, template)
     work = work_of(
-        samples,
+        source.read(range(config.samples_per_step)).examples,
         latents=model.config.latents,
         num_queries=model.config.num_queries,
         copies=config.objective.times_per_picture,
