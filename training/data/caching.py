@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,5 +167,5 @@ def _load(pictures: _Pictures, indices: range, num_workers: int) -> Iterator[_Fo
     )
 
 
-def _as_it_is(found: _Found) -> _Found:
+def _as_it_is(found: Any) -> Any:
     return found
