@@ -15,7 +15,7 @@ from unimm.latents import LatentSpace
 
 from .config import DataConfig
 from .latent_cache import LatentCache, LatentCacheWriter, picture_digest
-from .pictures import Preprocessing, decode_picture
+from .preprocessing import Preprocessing, decode_picture
 from .sample import SampleError
 from .sources import Source, open_source
 

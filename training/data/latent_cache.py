@@ -26,7 +26,7 @@ from torch import Tensor
 from unimm.errors import UserError
 from unimm.files import atomic_write
 
-from .pictures import Preprocessing
+from .preprocessing import Preprocessing
 from .sample import SampleError
 
 _DIGEST_BYTES = 16
