@@ -17,7 +17,10 @@ from unimm.options import GenerationOptions
 from unimm.pipeline import Pipeline
 from unimm.testing import tiny_model, tiny_tokenizer
 
-COMMANDS = ["generate", "ask", "verify", "chat", "info", "convert", "train", "eval", "serve"]
+COMMANDS = [
+    *("generate", "ask", "verify", "chat", "info", "convert"),
+    *("train", "cache-latents", "eval", "serve"),
+]
 PROMPT = "a picture of a red circle"
 ENVIRONMENT = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
 
