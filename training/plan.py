@@ -15,6 +15,7 @@ from unimm.tokenizer import load_tokenizer
 from .batch import Sample
 from .build import prepare
 from .cost import PartSize, StepCost, Work, ZeroStage, part_sizes, state_bytes, work_of
+from .data.config import DataConfig
 from .data.scenes import CachedTemplate
 from .run import read_recipe
 from .stages.unified import UnifiedConfig, build_source
@@ -52,6 +53,7 @@ class Plan:
         work: What a step handles.
         flops: Of a step, over all GPUs.
         machine: What it was planned for.
+        notes: What was assumed because files are not there yet.
     """
 
     sizes: list[PartSize]
@@ -59,6 +61,7 @@ class Plan:
     work: Work
     flops: float
     machine: Machine
+    notes: tuple[str, ...] = ()
 
     @property
     def steps_per_hour(self) -> float:
@@ -86,6 +89,7 @@ class Plan:
             f"at {machine.mfu:.0%} of {machine.num_gpus} x {machine.peak_tflops:g} TFLOP/s: "
             f"{self.steps_per_hour:,.4g} steps an hour"
         )
+        yield from (f"note: {note}" for note in self.notes)
 
 
 def plan_recipe(path: Path, overrides: list[str], machine: Machine) -> Plan:
@@ -104,20 +108,31 @@ def plan_recipe(path: Path, overrides: list[str], machine: Machine) -> Plan:
 
 
 def plan(config: UnifiedConfig, machine: Machine) -> Plan:
-    """Return what a run needs; the model is built without memory, the data of one step with."""
+    """Return what a run needs; the model is built without memory, the data of one step with.
+
+    Where the model or the data are not there yet, published sizes and samples of the largest
+    length take their place, and the plan says so.
+    """
     with empty_parameters():
-        model = UniMM(config.model.model_config())
+        model = UniMM(config.model.planned_config())
         prepare(model, config.model)
     sizes = part_sizes(model)
-    template = CachedTemplate(load_tokenizer(config.model.tokenizer_dir()), model.config.chat)
-    source: Any = build_source(config, model, template)
-    samples: list[Sample] = [source.sample(n) for n in range(config.samples_per_step)]
-    work = work_of(
-        samples,
-        latents=model.config.latents,
-        num_queries=model.config.num_queries,
-        copies=config.objective.times_per_picture,
-    )
+    notes = []
+    if config.model.awaits_assembly:
+        notes.append(
+            f"there is no {config.model.init} yet; sizes are the published ones of its parts, "
+            f"the pixel decoder left out"
+        )
+    missing = missing_files(config)
+    if missing:
+        length = largest_length(config)
+        work = largest_work(config, model, length)
+        notes.append(
+            f"there is no {', '.join(missing)} yet; every sample counts as {length} positions and "
+            f"a picture to draw, the most that it can be, so steps will be faster than this"
+        )
+    else:
+        work = _sampled_work(config, model)
     stages: tuple[ZeroStage, ...] = get_args(ZeroStage)
     memory = {
         int(stage): state_bytes(
@@ -129,4 +144,48 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
         )
         for stage in stages
     }
-    return Plan(sizes, memory, work, StepCost.of(model).flops(work), machine)
+    flops = StepCost.of(model).flops(work)
+    return Plan(sizes, memory, work, flops, machine, tuple(notes))
+
+
+def missing_files(config: UnifiedConfig) -> list[str]:
+    """Return what samples cannot be read without: the tokenizer's directory, the data files."""
+    data: DataConfig | None = getattr(config, "data", None)
+    if data is None:
+        return []
+    places = [s.path for s in data.sources if s.kind != "hf_stream"]
+    if config.model.tokenizer is None and config.model.init is not None:
+        places = [str(config.model.init), *places]
+    return [place for place in places if not Path(place).exists()]
+
+
+def largest_length(config: UnifiedConfig) -> int:
+    """Return the most positions of a sample."""
+    data: DataConfig | None = getattr(config, "data", None)
+    assert data is not None  # only data files can be missing
+    return data.max_length
+
+
+def largest_work(config: UnifiedConfig, model: UniMM, length: int) -> Work:
+    """Return the work of a step whose every sample is as long as can be and draws a picture."""
+    count = config.samples_per_step
+    return Work(
+        positions=count * length,
+        squared=count * length**2,
+        tokens=count * max(0, length - model.config.num_queries),
+        drawn=count * config.objective.times_per_picture,
+        encoded=count,
+    )
+
+
+def _sampled_work(config: UnifiedConfig, model: UniMM) -> Work:
+    """Return the work of the run's first step."""
+    template = CachedTemplate(load_tokenizer(config.model.tokenizer_dir()), model.config.chat)
+    source: Any = build_source(config, model, template)
+    samples: list[Sample] = [source.sample(n) for n in range(config.samples_per_step)]
+    return work_of(
+        samples,
+        latents=model.config.latents,
+        num_queries=model.config.num_queries,
+        copies=config.objective.times_per_picture,
+    )
