@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Int64
@@ -20,8 +21,28 @@ LayOut = Callable[[Sequence[Sequence[Segment]]], Layout]
 """Lays sequences out for one model."""
 
 
+class ExampleLike(Protocol):
+    """One conversation and its pictures, from wherever it comes."""
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """What the language model reads."""
+
+    @property
+    def read(self) -> Sequence[Tensor]:
+        """Its pictures to read, in reading order: uint8 (3, S, S) or latents (N, D)."""
+
+    @property
+    def drawn(self) -> Sequence[Tensor]:
+        """Its pictures to draw, in the same form and order."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything random about it, whatever batch it is in."""
+
+
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Example:
     """One conversation and its pictures.
 
     A picture is uint8 (3, S, S) or float latents (N, D); all of a run are of one form.
@@ -88,11 +109,11 @@ class TrainingBatch:
         )
 
 
-def collate(samples: Sequence[Sample], *, lay_out: LayOut, blank: Tensor) -> TrainingBatch:
+def collate(samples: Sequence[ExampleLike], *, lay_out: LayOut, blank: Tensor) -> TrainingBatch:
     """Return samples as one batch.
 
     Args:
-        samples: Conversations, at least one.
+        samples: Conversations; there may be none.
         lay_out: Lays their segments out.
         blank: A picture of the run's form, to stand in where there is none.
     """

@@ -15,7 +15,7 @@ from metaquery.layers import TimeEmbedding
 from unimm.latents import LatentSpaceConfig
 from unimm.model import PARTS, UniMM
 
-from .batch import Sample
+from .batch import ExampleLike
 
 ZeroStage = Literal[0, 1, 2, 3]
 
@@ -102,7 +102,7 @@ class StepCost:
 
 
 def work_of(
-    samples: Sequence[Sample], *, latents: LatentSpaceConfig, num_queries: int, copies: int
+    samples: Sequence[ExampleLike], *, latents: LatentSpaceConfig, num_queries: int, copies: int
 ) -> Work:
     """Return what a step of these samples handles."""
     from unimm.chat import TextSegment

@@ -1,9 +1,9 @@
 """``unimm train RECIPE --plan``: what a run needs and how fast it can be, without a GPU."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from unimm.checkpoints.assemble import empty_parameters
 from unimm.config_io import from_dict
@@ -12,10 +12,8 @@ from unimm.memory import format_bytes
 from unimm.model import UniMM
 from unimm.tokenizer import load_tokenizer
 
-from .batch import Sample
 from .build import prepare
 from .cost import PartSize, StepCost, Work, ZeroStage, part_sizes, state_bytes, work_of
-from .data.config import DataConfig
 from .data.scenes import CachedTemplate
 from .run import read_recipe
 from .stages.unified import UnifiedConfig, build_source
@@ -117,22 +115,10 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
         model = UniMM(config.model.planned_config())
         prepare(model, config.model)
     sizes = part_sizes(model)
-    notes = []
+    work, notes = _step_work(config, model)
     if config.model.awaits_assembly:
-        notes.append(
-            f"there is no {config.model.init} yet; sizes are the published ones of its parts, "
-            f"the pixel decoder left out"
-        )
-    missing = missing_files(config)
-    if missing:
-        length = largest_length(config)
-        work = largest_work(config, model, length)
-        notes.append(
-            f"there is no {', '.join(missing)} yet; every sample counts as {length} positions and "
-            f"a picture to draw, the most that it can be, so steps will be faster than this"
-        )
-    else:
-        work = _sampled_work(config, model)
+        init = config.model.init
+        notes.append(f"{init} is not there; parts have their published sizes, without a decoder")
     stages: tuple[ZeroStage, ...] = get_args(ZeroStage)
     memory = {
         int(stage): state_bytes(
@@ -149,42 +135,41 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
 
 
 def missing_files(config: UnifiedConfig) -> list[str]:
-    """Return what samples cannot be read without: the tokenizer's directory, the data files."""
-    data: DataConfig | None = getattr(config, "data", None)
-    if data is None:
+    """Return what samples cannot be read without and is not there: data files, the tokenizer."""
+    if config.data is None:
         return []
-    places = [s.path for s in data.sources if s.kind != "hf_stream"]
-    if config.model.tokenizer is None and config.model.init is not None:
-        places = [str(config.model.init), *places]
+    places = [source.path for source in config.data.sources if source.kind != "hf_stream"]
+    places.append(str(config.model.tokenizer_dir()))
     return [place for place in places if not Path(place).exists()]
 
 
-def largest_length(config: UnifiedConfig) -> int:
-    """Return the most positions of a sample."""
-    data: DataConfig | None = getattr(config, "data", None)
-    assert data is not None  # only data files can be missing
-    return data.max_length
-
-
-def largest_work(config: UnifiedConfig, model: UniMM, length: int) -> Work:
-    """Return the work of a step whose every sample is as long as can be and draws a picture."""
-    count = config.samples_per_step
-    return Work(
+def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[Work, list[str]]:
+    """Return the work of a run's first step, or the most it can be where files are missing."""
+    missing = missing_files(config)
+    if config.data is None or not missing:
+        return _sampled_work(config, model), []
+    length, count = config.data.max_length, config.samples_per_step
+    work = Work(
         positions=count * length,
         squared=count * length**2,
         tokens=count * max(0, length - model.config.num_queries),
         drawn=count * config.objective.times_per_picture,
         encoded=count,
     )
+    note = (
+        f"{', '.join(missing)}: not there; each sample counts as {length} positions and a picture "
+        f"to draw, the most it can be, so steps will take less than this"
+    )
+    return work, [note]
 
 
 def _sampled_work(config: UnifiedConfig, model: UniMM) -> Work:
-    """Return the work of the run's first step."""
     template = CachedTemplate(load_tokenizer(config.model.tokenizer_dir()), model.config.chat)
-    source: Any = build_source(config, model, template)
-    samples: list[Sample] = [source.sample(n) for n in range(config.samples_per_step)]
+    if config.data is not None:
+        config = replace(config, data=replace(config.data, latent_cache=None))
+    source = build_source(config, model.config, template)
     return work_of(
-        samples,
+        source.read(range(config.samples_per_step)).examples,
         latents=model.config.latents,
         num_queries=model.config.num_queries,
         copies=config.objective.times_per_picture,

@@ -10,6 +10,7 @@ from transformers import DINOv3ViTConfig, DINOv3ViTModel
 from tests.parity.harness import FORWARD, Check, Fixture, assert_close, to_tokens
 from unimm.checkpoints import dinov3
 from unimm.checkpoints.keymap import apply_rules
+from unimm.checkpoints.names import canonical
 from unimm.checkpoints.rae import autoencoder_rules, statistics
 from unimm.checkpoints.rae_decoder import DECODER_RULES, decoder_config
 from unimm.latents import LatentSpaceConfig, RAEDecoder, build_latent_space
@@ -95,6 +96,8 @@ def _space(fixture: Fixture) -> TowerLatents:
     )
     state = apply_rules(weights, autoencoder_rules(space_config.kind))
     state |= {"latent_mean": mean, "latent_scale": scale}
+    installed = {canonical(name): name for name in space.state_dict()}
+    state = {installed[name]: tensor for name, tensor in state.items()}
     missing = set(space.state_dict()) - set(state)
     assert missing <= {"tower.post_layernorm.weight", "tower.post_layernorm.bias"}
     space.load_state_dict(state, strict=not missing)

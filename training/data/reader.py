@@ -7,7 +7,7 @@ does not depend on how far workers have read ahead, or on how many there are.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,14 @@ from unimm.errors import UserError
 from ..interruption import leave_quietly
 from .corpus import Corpus
 from .sample import SampleBatch
+
+
+class Identified(Protocol):
+    """Samples in an order that has a name."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identify the order."""
 
 
 class BatchReader:
@@ -109,9 +117,9 @@ def load(
         yield from_wire(batch)
 
 
-def check_fingerprint(corpus: Corpus, state: dict[str, Any]) -> None:
+def check_fingerprint(source: Identified, state: dict[str, Any]) -> None:
     """Raise UserError unless a saved position belongs to this data."""
-    if state["fingerprint"] != corpus.fingerprint:
+    if state["fingerprint"] != source.fingerprint:
         raise UserError(
             "the data is not what the checkpoint was trained on (files, weights, seed or shuffle "
             "settings differ), so its position means nothing; restore them or start a new run"

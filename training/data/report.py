@@ -1,6 +1,7 @@
 """Count and name the samples that could not be used, and stop where they are too many."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from unimm.errors import UnimmError
 
 from .config import DataConfig
-from .sample import SampleBatch
+from .sample import SampleBatch, Skipped
 
 
 class SkipReport:
@@ -34,17 +35,25 @@ class SkipReport:
         Raises:
             UnimmError: More than the allowed share of all samples could not be used.
         """
-        self.num_read += len(batch.samples) + len(batch.skipped)
-        self.num_skipped += len(batch.skipped)
-        new = [skipped for skipped in batch.skipped if skipped.number not in self._named]
+        self.count(len(batch.samples) + len(batch.skipped), batch.skipped)
+
+    def count(self, num_read: int, skipped: Sequence[Skipped]) -> None:
+        """Count conversations that were asked for, and name those of them that were left out.
+
+        Raises:
+            UnimmError: More than the allowed share of all samples could not be used.
+        """
+        self.num_read += num_read
+        self.num_skipped += len(skipped)
+        new = [one for one in skipped if one.number not in self._named]
         if new:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(skipped)) + "\n" for skipped in new)
-            self._named |= {skipped.number for skipped in new}
+                file.writelines(json.dumps(asdict(one)) + "\n" for one in new)
+            self._named |= {one.number for one in new}
         share = self.num_skipped / max(1, self.num_read)
-        if batch.skipped and self.num_read >= self._grace and share > self._max_share:
-            last = batch.skipped[-1]
+        if skipped and self.num_read >= self._grace and share > self._max_share:
+            last = skipped[-1]
             raise UnimmError(
                 f"{self.num_skipped} of {self.num_read} samples could not be used, more than "
                 f"data.max_skipped_share={self._max_share:g}; the last is {last.key}: "

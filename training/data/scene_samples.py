@@ -1,6 +1,6 @@
 """The miniature world as single conversations, for the unified stage."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,9 +9,10 @@ import numpy as np
 from unimm.chat import ChatTemplate, Segment
 from unimm.scenes import Grammar, sample_prompt, sample_scene
 
-from ..batch import Sample, mixed_seed
+from ..batch import Example, mixed_seed
 from .joint import request
 from .scenes import SceneSample, match_case, reading_conversation, render_samples
+from .stream import Reading
 
 STREAM = 6
 _TEXT_ONLY = (("hello", "hello! what picture?"), ("thanks", "ok"))
@@ -60,21 +61,28 @@ class SceneSource:
     ) -> None:
         self.config, self.grammar, self.template, self.seed = config, grammar, template, seed
 
-    def sample(self, number: int) -> Sample:
+    fingerprint = "scenes"
+
+    def read(self, numbers: Iterable[int]) -> Reading:
+        """Return the conversations of some numbers; every one can be used."""
+        return Reading([self.sample(number) for number in numbers])
+
+    def sample(self, number: int) -> Example:
+        """Return the conversation of a number."""
         rng = np.random.default_rng([self.seed, STREAM, number])
         shares = np.asarray(self.config.shares)
         task = TASKS[int(rng.choice(len(TASKS), p=shares / shares.sum()))]
         seed = mixed_seed(self.seed, STREAM, number)
         if task == "text":
             said, answer = _TEXT_ONLY[int(rng.integers(len(_TEXT_ONLY)))]
-            return Sample(self.template.say(said, answer=answer), seed=seed)
+            return Example(self.template.say(said, answer=answer), seed=seed)
         prompt = sample_prompt(rng, self.grammar)
         scene = SceneSample(prompt, sample_scene(rng, self.grammar, prompt))
         picture = render_samples([scene])[0]
         segments = self._segments(task, scene, rng)
         if task == "drawing":
-            return Sample(segments, drawn=(picture,), seed=seed)
-        return Sample(segments, read=(picture,), seed=seed)
+            return Example(segments, drawn=(picture,), seed=seed)
+        return Example(segments, read=(picture,), seed=seed)
 
     def _segments(
         self, task: Task, scene: SceneSample, rng: np.random.Generator

@@ -1,6 +1,6 @@
-"""Samples by number, and which of them a process handles in a step."""
+"""Conversations by number, and which of them a process handles in a step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,15 +10,64 @@ from unimm.chat import Segment
 from unimm.layout import Layout
 from unimm.model import UniMM
 
-from ..batch import LayOut, Sample, TrainingBatch, collate, share_of
+from ..batch import ExampleLike, LayOut, TrainingBatch, collate, share_of
 from ..ranks import Ranks
+from .corpus import Corpus
+from .sample import Skipped
 
 
-class SampleSource(Protocol):
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What some numbers gave.
+
+    Args:
+        examples: Conversations, in the order in which they are to be laid out.
+        skipped: Those that cannot be used.
+    """
+
+    examples: Sequence[ExampleLike]
+    skipped: tuple[Skipped, ...] = ()
+
+
+class ExampleSource(Protocol):
     """Conversations in a fixed order, without end."""
 
-    def sample(self, number: int) -> Sample:
-        """Return the sample of a number: the same whoever asks, and when."""
+    @property
+    def fingerprint(self) -> str:
+        """Identify the order: a position in another one means other conversations."""
+
+    def read(self, numbers: Iterable[int]) -> Reading:
+        """Return the conversations of some numbers: the same whoever asks, and when."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSource:
+    """Conversations from files."""
+
+    corpus: Corpus
+
+    @property
+    def fingerprint(self) -> str:
+        return self.corpus.fingerprint
+
+    def read(self, numbers: Iterable[int]) -> Reading:
+        batch = self.corpus.batch(numbers)
+        return Reading(batch.samples, batch.skipped)
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """One process's part of a step.
+
+    Args:
+        micro_batches: One after another.
+        num_read: Conversations that were asked for.
+        skipped: Those that could not be used.
+    """
+
+    micro_batches: Sequence[TrainingBatch]
+    num_read: int
+    skipped: tuple[Skipped, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +87,8 @@ class StepPlan:
     def __post_init__(self) -> None:
         self.numbers(0, 0)
 
-    def numbers(self, step: int, micro: int) -> range:
-        """Return the numbers of the samples of one micro-batch of this process."""
+    def numbers(self, first: int, micro: int) -> range:
+        """Return the numbers of one micro-batch of this process, in a step from ``first`` on."""
         share = share_of(
             self.samples_per_step,
             rank=self.ranks.rank,
@@ -47,21 +96,19 @@ class StepPlan:
             micro=micro,
             micros=self.micro_batches,
         )
-        first = step * self.samples_per_step
         return range(first + share.start, first + share.stop)
 
-    def batches(
-        self, source: SampleSource, step: int, *, lay_out: LayOut, blank: Tensor
-    ) -> list[TrainingBatch]:
-        """Return this process's micro-batches of a step."""
-        return [
-            collate(
-                [source.sample(n) for n in self.numbers(step, micro)],
-                lay_out=lay_out,
-                blank=blank,
-            )
-            for micro in range(self.micro_batches)
-        ]
+    def batch(
+        self, source: ExampleSource, first: int, *, lay_out: LayOut, blank: Tensor
+    ) -> StepBatch:
+        """Return this process's part of the step whose first number is ``first``."""
+        numbers = [self.numbers(first, micro) for micro in range(self.micro_batches)]
+        read = [source.read(each) for each in numbers]
+        return StepBatch(
+            [collate(one.examples, lay_out=lay_out, blank=blank) for one in read],
+            sum(map(len, numbers)),
+            tuple(skipped for one in read for skipped in one.skipped),
+        )
 
 
 def right_padded(model: UniMM, *, pad_id: int, length: int | None) -> LayOut:

@@ -15,18 +15,25 @@ from torch import Generator, Tensor, nn
 
 from unimm.chat import ChatTemplate, QuerySegment
 from unimm.checkpoint import save_checkpoint
+from unimm.config import UniMMConfig
 from unimm.errors import UserError
+from unimm.fingerprint import latent_space_id
 from unimm.model import UniMM
 from unimm.scenes import Grammar
 from unimm.tokenizer import load_tokenizer
 
-from ..batch import TrainingBatch
+from ..batch import LayOut, TrainingBatch
 from ..build import ModelRecipe, build_model
 from ..config import EngineConfig, OptimizerConfig, RunConfig
 from ..cost import StepCost, Work
+from ..data.config import DataConfig
+from ..data.corpus import Corpus, Sizes
+from ..data.packed_layout import packed
+from ..data.reader import check_fingerprint
+from ..data.report import SkipReport
 from ..data.scene_samples import SceneDataConfig, SceneSource
 from ..data.scenes import CachedTemplate, pixels_of
-from ..data.stream import SampleSource, StepPlan, right_padded
+from ..data.stream import CorpusSource, ExampleSource, StepBatch, StepPlan, right_padded
 from ..engine import Engine, StepReport
 from ..grids import picture_grid
 from ..loop import LossReport
@@ -57,9 +64,11 @@ class UnifiedConfig:
         optimizer: AdamW and its schedule.
         engine: How a step is divided.
         objective: The loss.
-        scenes: The miniature world as data.
+        scenes: The miniature world as data, where ``data`` is None.
+        data: Files to learn from.
         samples_per_step: Conversations of a step, over all processes and micro-batches.
         sequence_length: Positions that rows are padded to; None pads to the longest of a batch.
+            With ``data.row_length`` rows are packed to that length.
     """
 
     run: RunConfig
@@ -68,6 +77,7 @@ class UnifiedConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     scenes: SceneDataConfig = field(default_factory=SceneDataConfig)
+    data: DataConfig | None = None
     samples_per_step: int = 64
     sequence_length: int | None = None
 
@@ -92,10 +102,12 @@ class UnifiedStage:
         self.cost = StepCost.of(self.unimm)
         self.tokenizer = load_tokenizer(config.model.tokenizer_dir())
         self.template = CachedTemplate(self.tokenizer, self.unimm.config.chat)
-        self.source = build_source(config, self.unimm, self.template)
-        self.lay_out = right_padded(
-            self.unimm, pad_id=self.template.pad_id, length=config.sequence_length
-        )
+        caches = config.data is not None and config.data.latent_cache is not None
+        space = latent_space_id(self.unimm) if caches else None
+        self.source = build_source(config, self.unimm.config, self.template, space=space)
+        self.lay_out = build_lay_out(config, self.unimm, pad_id=self.template.pad_id)
+        self.report = build_report(config, ranks)
+        self.origin, self.finished = (0, 0), 0
 
     @property
     def model(self) -> nn.Module:
@@ -108,15 +120,33 @@ class UnifiedStage:
         """Return parameters that are read outside of their own module's forward pass."""
         return [self.unimm.queries.embeddings, self.unimm.generator.dit.null_condition]
 
-    def batch(self, step: int) -> list[TrainingBatch]:
-        size = self.unimm.config.latents.image_size
-        blank = torch.zeros((3, size, size), dtype=torch.uint8)
-        return self.plan.batches(self.source, step, lay_out=self.lay_out, blank=blank)
+    def batch(self, step: int) -> StepBatch:
+        return self.plan.batch(
+            self.source, self._first_number(step), lay_out=self.lay_out, blank=self._blank()
+        )
+
+    def _first_number(self, step: int) -> int:
+        """Return the number of a step's first conversation.
+
+        Steps that an earlier part of the run took may have been of another size.
+        """
+        origin_step, origin_number = self.origin
+        return origin_number + (step - origin_step) * self.config.samples_per_step
+
+    def _blank(self) -> Tensor:
+        """Return a picture of the run's form that stands in where there is none."""
+        latents = self.unimm.config.latents
+        if self.config.data is not None and self.config.data.latent_cache is not None:
+            return torch.zeros((latents.num_tokens, latents.dim))
+        return torch.zeros((3, latents.image_size, latents.image_size), dtype=torch.uint8)
 
     def take_step(
-        self, engine: Engine, batches: Sequence[TrainingBatch], *, step: int
+        self, engine: Engine, batch: StepBatch, *, step: int
     ) -> tuple[LossReport, StepReport]:
         """Return what one optimiser step over all processes did."""
+        if self.report is not None:
+            self.report.count(batch.num_read, batch.skipped)
+        batches = batch.micro_batches
         counted = torch.stack([_counts(batch) for batch in batches]).sum(dim=0)
         tokens, pictures, samples, positions, squared, encoded, *by_task = engine.ranks.sum(
             counted
@@ -124,12 +154,13 @@ class UnifiedStage:
         drawn = pictures * self.config.objective.times_per_picture
         flops = self.cost.flops(Work(positions, squared, tokens, drawn, encoded))
         sums = torch.zeros(3 + len(TASKS), device=self.device)
-        for batch in batches:
-            output = self._forward(engine, batch.to(self.device), Totals(tokens, pictures))
+        for micro in batches:
+            output = self._forward(engine, micro.to(self.device), Totals(tokens, pictures))
             engine.backward(output["loss"])
             parts = [output[name].detach().float() for name in ("loss", "flow", "text")]
             sums += torch.cat([torch.stack(parts), output["by_task"].float()])
         done = engine.update(step)
+        self.finished = step + 1
         loss, flow, text, *task_sums = engine.ranks.sum(sums).unbind()
         means = {
             f"text_{task}": value / count
@@ -166,8 +197,7 @@ class UnifiedStage:
     def sample_grid(self, step: int) -> Image.Image:
         """Return drawings for the first prompts of the data, from fixed noise."""
         sequences = []
-        for number in range(50 * _GRID_PROMPTS):
-            sample = self.source.sample(number)
+        for sample in self.source.read(range(20 * _GRID_PROMPTS)).examples:
             if sample.drawn and len(sequences) < _GRID_PROMPTS:
                 end = next(i for i, s in enumerate(sample.segments) if isinstance(s, QuerySegment))
                 sequences.append(list(sample.segments[: end + 1]))
@@ -187,10 +217,21 @@ class UnifiedStage:
         return picture_grid(space.decode(latents.to(self.unimm.dtype)))
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {
+            "step": self.finished,
+            "next_number": self._first_number(self.finished),
+            "fingerprint": self.source.fingerprint,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is nothing beyond the engine's state: samples are numbered by the step."""
+        """Go on with the very next conversation, on any number of processes.
+
+        Raises:
+            UserError: The data is another.
+        """
+        check_fingerprint(self.source, state)
+        self.finished = int(state["step"])
+        self.origin = (self.finished, int(state["next_number"]))
 
     def export(self, directory: Path) -> None:
         merge_lora(self.unimm.language)
@@ -206,18 +247,48 @@ def _counts(batch: TrainingBatch) -> Tensor:
     return torch.cat([torch.tensor([*totals, *work]), task_tokens(batch.layout)]).double()
 
 
-def build_source(config: UnifiedConfig, model: UniMM, template: ChatTemplate) -> SampleSource:
-    """Return the samples of a run.
+def build_source(
+    config: UnifiedConfig, model: UniMMConfig, template: ChatTemplate, *, space: str | None = None
+) -> ExampleSource:
+    """Return the conversations of a run.
+
+    Args:
+        config: Of the run.
+        model: Sizes and, for the miniature world, its grammar.
+        template: Words the conversations.
+        space: Identifier of the latent space, where latents come from a cache.
 
     Raises:
-        UserError: The model does not say which miniature world it is of.
+        UserError: Files are missing, or the model does not say which miniature world it is of.
     """
-    if model.config.grammar is None:
-        raise UserError(
-            "a model without a grammar has no miniature world; give model.config.grammar"
+    seed = config.run.seed
+    if config.data is not None:
+        sizes = Sizes.of(model)
+        return CorpusSource(
+            Corpus(config.data, template=template, sizes=sizes, seed=seed, space=space)
         )
-    grammar = Grammar.from_dict(model.config.grammar)
+    if model.grammar is None:
+        raise UserError(
+            "a model without a grammar has no miniature world; name files in data, or give "
+            "model.config.grammar"
+        )
+    grammar = Grammar.from_dict(model.grammar)
     return SceneSource(config.scenes, grammar, template, seed=config.run.seed)
+
+
+def build_lay_out(config: UnifiedConfig, model: UniMM, *, pad_id: int) -> LayOut:
+    """Return how a run's conversations become rows: one each, or packed."""
+    if config.data is not None and config.data.row_length is not None:
+        return packed(model, pad_id=pad_id, length=config.data.row_length)
+    return right_padded(model, pad_id=pad_id, length=config.sequence_length)
+
+
+def build_report(config: UnifiedConfig, ranks: Ranks) -> SkipReport | None:
+    """Return where this process names what it cannot use; files alone can be damaged."""
+    if config.data is None:
+        return None
+    path = config.run.output_dir / "skipped" / f"rank-{ranks.rank:04d}.jsonl"
+    return SkipReport(path, config.data)
 
 
 def run_device(run: RunConfig, ranks: Ranks) -> torch.device:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.batch import Sample, TrainingBatch, collate, share_of
+from training.batch import Example, TrainingBatch, collate, share_of
 from training.cost import StepCost, part_sizes, state_bytes, work_of
 from training.objective import (
     JointObjective,
@@ -36,23 +36,23 @@ def template() -> ChatTemplate:
 
 
 @pytest.fixture(scope="module")
-def samples(template: ChatTemplate) -> list[Sample]:
+def samples(template: ChatTemplate) -> list[Example]:
     """Return conversations that draw, read and only talk, of unequal lengths."""
     made = []
     for n in range(8):
         match n % 4:
             case 0 | 1:
                 segments = template.draw("a red circle", reply="done" * (n + 1))
-                made.append(Sample(segments, drawn=(picture(n),), seed=n))
+                made.append(Example(segments, drawn=(picture(n),), seed=n))
             case 2:
                 segments = template.ask("what color is the circle?", answer="red" * n)
-                made.append(Sample(segments, read=(picture(n),), seed=n))
+                made.append(Example(segments, read=(picture(n),), seed=n))
             case _:
-                made.append(Sample(template.say("hello", answer="hi"), seed=n))
+                made.append(Example(template.say("hello", answer="hi"), seed=n))
     return made
 
 
-def batch_of(model: UniMM, samples: Sequence[Sample]) -> TrainingBatch:
+def batch_of(model: UniMM, samples: Sequence[Example]) -> TrainingBatch:
     return collate(
         samples,
         lay_out=lambda rows: model.lay_out(rows, pad_id=0, padding_side="right"),
@@ -60,7 +60,7 @@ def batch_of(model: UniMM, samples: Sequence[Sample]) -> TrainingBatch:
     )
 
 
-def gradients(samples: Sequence[Sample], parts: int) -> tuple[float, dict[str, Tensor]]:
+def gradients(samples: Sequence[Example], parts: int) -> tuple[float, dict[str, Tensor]]:
     """Return loss and gradients of a step divided into equal parts, summed over them."""
     model = tiny_model()
     model.train_only(["language", "queries", "projector", "generator"])
@@ -83,7 +83,7 @@ def gradients(samples: Sequence[Sample], parts: int) -> tuple[float, dict[str, T
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_loss_and_gradients_do_not_depend_on_how_a_step_is_divided(
-    samples: list[Sample], parts: int
+    samples: list[Example], parts: int
 ) -> None:
     whole_loss, whole = gradients(samples, 1)
     loss, divided = gradients(samples, parts)
@@ -96,7 +96,7 @@ def test_loss_and_gradients_do_not_depend_on_how_a_step_is_divided(
 
 def test_every_batch_reaches_every_parameter(template: ChatTemplate) -> None:
     """A process that left a parameter out would let the others wait for its gradient."""
-    _, reached = gradients([Sample(template.say("hello", answer="hi"))], 1)
+    _, reached = gradients([Example(template.say("hello", answer="hi"))], 1)
     model = tiny_model()
     model.train_only(["language", "queries", "projector", "generator"])
     assert set(reached) == {n for n, p in model.named_parameters() if p.requires_grad}
@@ -104,7 +104,7 @@ def test_every_batch_reaches_every_parameter(template: ChatTemplate) -> None:
 
 
 def test_a_stand_in_picture_is_not_counted(template: ChatTemplate) -> None:
-    batch = batch_of(tiny_model(), [Sample(template.say("hello", answer="hi"))])
+    batch = batch_of(tiny_model(), [Example(template.say("hello", answer="hi"))])
     assert (len(batch.read), len(batch.drawn), batch.num_drawn, batch.num_samples) == (1, 1, 0, 1)
     assert batch.num_tokens == batch_of_tokens(template)
 
@@ -127,7 +127,7 @@ def test_a_step_is_shared_out_without_gap_or_overlap() -> None:
 
 
 def test_operations_are_those_that_torch_counts(
-    samples: list[Sample], template: ChatTemplate
+    samples: list[Example], template: ChatTemplate
 ) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from metaquery.dit import DiT, DiTConfig
 from tests.unit.unimm.checkpoints.releases import DECODER_KEYS, collect, write_scale_rae
 from unimm.checkpoints.keymap import LABEL_TABLE, place, rae_dit
+from unimm.checkpoints.names import canonical
 from unimm.checkpoints.rae import autoencoder_rules
 from unimm.checkpoints.rae_autoencoder import (
     convert_autoencoder,
@@ -20,6 +21,11 @@ from unimm.checkpoints.rae_dit import convert_dit, load_class_dit, read_class_di
 from unimm.errors import CheckpointError
 from unimm.latents import LatentSpaceConfig, RAEDecoderConfig, build_latent_space
 from unimm.latents.tower import TowerLatents
+
+
+def named(module: nn.Module) -> dict[str, Tensor]:
+    """Return a state dict under the names of files."""
+    return {canonical(name): tensor for name, tensor in module.state_dict().items()}
 
 
 def pictures(size: int) -> Tensor:
@@ -142,9 +148,7 @@ def diffusers_space() -> TowerLatents:
 
 def test_diffusers_format_is_read_with_its_own_epsilon(tmp_path: Path) -> None:
     parts = diffusers_space()
-    state = collect(
-        DIFFUSERS_KEYS, autoencoder_rules("dinov2_with_registers"), dict(parts.state_dict())
-    )
+    state = collect(DIFFUSERS_KEYS, autoencoder_rules("dinov2_with_registers"), named(parts))
     std = torch.full((64, 2, 2), 1e-4)
     state |= {
         "encoder_mean": torch.zeros(1, 3, 1, 1),
