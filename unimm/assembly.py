@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from metaquery.connector import ConnectorKind
 from metaquery.generator import GeneratorConfig
 from unimm.chat import ChatStyle
 from unimm.config import UniMMConfig
@@ -83,6 +84,8 @@ class Assembly:
         decoder: Pixel decoder, a folder or hub id; None for a model that draws latents alone.
         generator: Size of the DiT by name (:data:`DIT_SIZES`), or a YAML file with keys of
             :class:`metaquery.generator.GeneratorConfig`.
+        connector: From hidden states to the DiT's condition: ``linear`` is Scale-RAE's,
+            ``encoder24`` MetaQuery's; a YAML file may say otherwise.
         queries: Learnable queries of a picture, one for each latent token: a square number.
     """
 
@@ -90,12 +93,18 @@ class Assembly:
     tower: str
     decoder: str | None = None
     generator: str = "2.4B"
+    connector: ConnectorKind = "linear"
     queries: int = 256
 
     def __post_init__(self) -> None:
         if self.queries < 1 or isqrt(self.queries) ** 2 != self.queries:
             raise ValueError(
                 f"queries must be a square number, one for each latent token, got {self.queries}"
+            )
+        if self.connector not in get_args(ConnectorKind):
+            raise ValueError(
+                f"connector must be one of {', '.join(get_args(ConnectorKind))}, "
+                f"got {self.connector!r}"
             )
         if self.generator not in DIT_SIZES and not self.generator.endswith((".yaml", ".yml")):
             raise ValueError(
@@ -105,12 +114,15 @@ class Assembly:
 
     def command(self, out: Path) -> str:
         """Return the command line that writes this model."""
-        decoder = f" --decoder {self.decoder}" if self.decoder else ""
-        queries = f" --queries {self.queries}" if self.queries != 256 else ""
-        return (
-            f"unimm assemble {out} --language {self.language} --tower {self.tower}{decoder} "
-            f"--generator {self.generator}{queries}"
-        )
+        words = [f"unimm assemble {out} --language {self.language} --tower {self.tower}"]
+        if self.decoder:
+            words.append(f"--decoder {self.decoder}")
+        words.append(f"--generator {self.generator}")
+        if self.connector != "linear":
+            words.append(f"--connector {self.connector}")
+        if self.queries != 256:
+            words.append(f"--queries {self.queries}")
+        return " ".join(words)
 
 
 def published_config(assembly: Assembly) -> UniMMConfig:
@@ -146,7 +158,7 @@ def assembled_config(
         return UniMMConfig(
             language=dict(language),
             latents=latents,
-            generator=generator_config(assembly.generator, width=width, latents=latents),
+            generator=generator_config(assembly, width=width, latents=latents),
             num_queries=assembly.queries,
             chat=ChatStyle.scale_rae(),
             sampling=SamplingDefaults(num_steps=50),
@@ -155,32 +167,40 @@ def assembled_config(
         raise UserError(f"{assembly.generator} does not fit {assembly.tower}: {error}") from None
 
 
-def generator_config(name: str, *, width: int, latents: LatentSpaceConfig) -> GeneratorConfig:
-    """Return the generator of a size's name or a YAML file, over given parts.
+def generator_config(
+    assembly: Assembly, *, width: int, latents: LatentSpaceConfig
+) -> GeneratorConfig:
+    """Return the generator over given parts.
 
     Args:
-        name: As :class:`Assembly` takes it.
+        assembly: Names its size or file.
         width: Of the language model.
         latents: What is drawn.
 
     Raises:
         ConfigError: The file has an unknown key or a wrong value.
     """
-    if name in DIT_SIZES:
-        hidden_dim, depth, num_heads = DIT_SIZES[name]
-        tree: dict[str, Any] = {
-            "dit": {"hidden_dim": hidden_dim, "depth": depth, "num_heads": num_heads}
-        }
-    else:
-        tree = read_tree(Path(name))
+    name = assembly.generator
+    tree = _size(name) if name in DIT_SIZES else read_tree(Path(name))
     sizes = {"num_latent_tokens": latents.num_tokens, "latent_dim": latents.dim}
     dit = {**sizes, **_section(tree, "dit")}
     dit.setdefault("cond_dim", dit.get("hidden_dim", 2048))
-    connector = {"in_dim": width, "out_dim": dit["cond_dim"], **_section(tree, "connector")}
+    connector = {
+        "kind": assembly.connector,
+        "in_dim": width,
+        "out_dim": dit["cond_dim"],
+        "num_queries": assembly.queries,
+        **_section(tree, "connector"),
+    }
     try:
         return from_dict(GeneratorConfig, {**tree, "dit": dit, "connector": connector})
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
+
+
+def _size(name: str) -> dict[str, Any]:
+    hidden_dim, depth, num_heads = DIT_SIZES[name]
+    return {"dit": {"hidden_dim": hidden_dim, "depth": depth, "num_heads": num_heads}}
 
 
 def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:

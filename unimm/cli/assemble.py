@@ -1,13 +1,16 @@
 """``unimm assemble``: a new model of released parts, to train."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from unimm.cli.options import parse_dtype
 from unimm.cli.output import stdout, working
 from unimm.files import check_new_directory
+
+if TYPE_CHECKING:
+    from metaquery.connector import ConnectorKind
 
 
 def assemble(
@@ -35,6 +38,12 @@ def assemble(
             help="Of the DiT: `0.5B`, `2.4B`, `3.1B`, `5.5B`, `9.8B`, or a YAML file.",
         ),
     ] = "2.4B",
+    connector: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND", help="To the DiT: `linear`, `mlp2`, `encoder6` or `encoder24`."
+        ),
+    ] = "linear",
     queries: Annotated[
         int, typer.Option(min=1, help="Learnable queries of a picture, a square number.")
     ] = 256,
@@ -59,7 +68,13 @@ def assemble(
 
     try:
         assembly = Assembly(
-            language=language, tower=tower, decoder=decoder, generator=generator, queries=queries
+            language=language,
+            tower=tower,
+            decoder=decoder,
+            generator=generator,
+            # Any other text is refused, with the kinds that are known.
+            connector=cast("ConnectorKind", connector),
+            queries=queries,
         )
     except ValueError as error:
         raise UserError(str(error)) from None
