@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 def assemble(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="The directory to write.")],
+    *,
     language: Annotated[
         str,
         typer.Option(

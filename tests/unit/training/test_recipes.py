@@ -82,8 +82,11 @@ def test_a_model_that_is_not_assembled_yet_is_refused_with_the_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     config = load("scale_rae/stage1_qwen1.5b_dit2.4b")[1]
-    with pytest.raises(UserError, match=r"there is no model directory models/scale_rae_.*begin "
-                       r"anew with: unimm assemble models/scale_rae_qwen1\.5b_dit2\.4b --language"):
+    with pytest.raises(
+        UserError,
+        match=r"there is no model directory models/scale_rae_.*begin "
+        r"anew with: unimm assemble models/scale_rae_qwen1\.5b_dit2\.4b --language",
+    ):
         config.model.model_config()
 
 
