@@ -81,7 +81,8 @@ class Assembly:
     Args:
         language: Language model: a Hugging Face folder, hub id or GGUF file.
         tower: Vision tower: a Hugging Face folder or hub id.
-        decoder: Pixel decoder, a folder or hub id; None for a model that draws latents alone.
+        decoder: Pixel decoder: a folder or hub id of Scale-RAE, or the model of a run of the
+            stage ``rae_decoder``; None for a model that draws latents alone.
         generator: Size of the DiT by name (:data:`DIT_SIZES`), or a YAML file with keys of
             :class:`metaquery.generator.GeneratorConfig`.
         connector: From hidden states to the DiT's condition: ``linear`` is Scale-RAE's,

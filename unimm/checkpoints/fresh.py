@@ -1,20 +1,25 @@
 """Build the model of an :class:`unimm.assembly.Assembly`: read what is released, draw the rest."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-from torch import nn
 
 from metaquery.generator import LatentGenerator
 from metaquery.queries import QueryTokens
 from unimm.assembly import Assembly, assembled_config
 from unimm.checkpoints.assemble import Slots, Source, empty_parameters, fill
+from unimm.checkpoints.component import component_config
 from unimm.checkpoints.foreign import ForeignModel, single_token_answers
-from unimm.checkpoints.keymap import below
+from unimm.checkpoints.keymap import Rule, below
 from unimm.checkpoints.parts import PATTERNS
-from unimm.checkpoints.rae_decoder import DECODER_RULES, DecoderSource, read_decoder
+from unimm.checkpoints.rae_autoencoder import KIND
+from unimm.checkpoints.rae_decoder import DECODER_RULES, read_decoder
 from unimm.checkpoints.rae_decoder import OPTIONAL as DECODER_OPTIONAL
-from unimm.checkpoints.towers import TowerSource, file_rules, optional_keys, read_tower
+from unimm.checkpoints.tensors import TensorFolder, read_json
+from unimm.checkpoints.towers import file_rules, optional_keys, read_tower
+from unimm.errors import CheckpointError
+from unimm.latents import LatentSpaceConfig, RAEDecoderConfig
 from unimm.locate import locate_model
 from unimm.memory import check_memory
 from unimm.model import UniMM
@@ -26,18 +31,53 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """A tower and the decoder that inverts it, read as far as the headers of their files."""
+    """A tower and what inverts it, read as far as the headers of their files.
 
-    tower: TowerSource
-    decoder: DecoderSource | None
+    Args:
+        latents: The latent space of both.
+        sources: Their tensors.
+        optional: Keys that the files may leave out.
+        where: The tower's folder.
+    """
+
+    latents: LatentSpaceConfig
+    sources: list[Source]
+    optional: list[str]
+    where: Path
 
     @classmethod
     def open(cls, assembly: Assembly) -> "_Sight":
-        tower = read_tower(locate_model(assembly.tower, patterns=PATTERNS))
-        if assembly.decoder is None:
-            return cls(tower, None)
-        place = locate_model(assembly.decoder, patterns=PATTERNS)
-        return cls(tower, read_decoder(place, latent_dim=int(tower.config["hidden_size"])))
+        where = locate_model(assembly.tower, patterns=PATTERNS)
+        tower = read_tower(where)
+        latents = tower.latent_space(num_tokens=assembly.queries, decoder=None)
+        rules = file_rules(tower.kind, affine_norm=latents.affine_norm)
+        sources = [Source(tower.weights, below("", "tower.", rules))]
+        optional = [f"tower.{key}" for key in optional_keys(tower.kind)]
+        if assembly.decoder is not None:
+            decoder, source = _decoder(locate_model(assembly.decoder, patterns=PATTERNS), latents)
+            latents = replace(latents, decoder=decoder)
+            sources.append(source)
+            optional += [f"decoder.{key}" for key in DECODER_OPTIONAL]
+        return cls(latents, sources, optional, where)
+
+
+def _decoder(place: Path, latents: LatentSpaceConfig) -> tuple[RAEDecoderConfig, Source]:
+    """Return the decoder in a folder of Scale-RAE, or of our decoder stage, for a latent space."""
+    if read_json(place / "config.json").get("model_type") != KIND:
+        released = read_decoder(place, latent_dim=latents.dim)
+        return released.config, Source(released.weights, below("", "decoder.", DECODER_RULES))
+    trained = component_config(place, kind=KIND, cls=LatentSpaceConfig)
+    for name in ("kind", "dim", "num_tokens", "affine_norm", "statistics"):
+        ours, theirs = getattr(latents, name), getattr(trained, name)
+        if ours != theirs:
+            raise CheckpointError(
+                f"the decoder in {place} was trained on other latents: {name} {theirs!r}, "
+                f"not {ours!r}"
+            )
+    if trained.decoder is None:
+        raise CheckpointError(f"{place} has no pixel decoder")
+    rules = (Rule(r"tower\..+", None), Rule(r"(decoder\..+)", r"\1"))
+    return trained.decoder, Source(TensorFolder.open(place), rules)
 
 
 @torch.no_grad()
@@ -69,7 +109,9 @@ def _assemble(assembly: Assembly, dtype: torch.dtype, seed: int) -> ForeignModel
     rest = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("language"))
     check_memory(rest * dtype.itemsize, CPU, f"the rest of the model beside {assembly.language}")
     model.language = language.model
-    _read_sight(model.latents, sight, dtype)
+    slots = Slots(model.latents, device=CPU, dtype=dtype)
+    fill(slots, sight.sources)
+    slots.finish(where=sight.where, optional=sight.optional)
     _draw_new_parts(model, dtype, seed)
     made_of = [assembly.language, assembly.tower, *filter(None, [assembly.decoder])]
     card = (
@@ -81,24 +123,9 @@ def _assemble(assembly: Assembly, dtype: torch.dtype, seed: int) -> ForeignModel
 
 
 def _empty_model(assembly: Assembly, language: PretrainedLanguage, sight: _Sight) -> UniMM:
-    decoder = None if sight.decoder is None else sight.decoder.config
-    latents = sight.tower.latent_space(num_tokens=assembly.queries, decoder=decoder)
-    config = assembled_config(assembly, language.config, latents)
+    config = assembled_config(assembly, language.config, sight.latents)
     with empty_parameters():
         return UniMM(single_token_answers(config, language.tokenizer))
-
-
-def _read_sight(latents: nn.Module, sight: _Sight, dtype: torch.dtype) -> None:
-    kind = sight.tower.kind
-    rules = file_rules(kind, affine_norm=kind != "siglip2")
-    sources = [Source(sight.tower.weights, below("", "tower.", rules))]
-    optional = [f"tower.{key}" for key in optional_keys(kind)]
-    if sight.decoder is not None:
-        sources.append(Source(sight.decoder.weights, below("", "decoder.", DECODER_RULES)))
-        optional += [f"decoder.{key}" for key in DECODER_OPTIONAL]
-    slots = Slots(latents, device=CPU, dtype=dtype)
-    fill(slots, sources)
-    slots.finish(where=next(iter(sight.tower.weights.files.values())).parent, optional=optional)
 
 
 def _draw_new_parts(model: UniMM, dtype: torch.dtype, seed: int) -> None:

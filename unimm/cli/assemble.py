@@ -29,7 +29,8 @@ def assemble(
         str | None,
         typer.Option(
             metavar="PLACE",
-            help="Pixel decoder: a folder of Scale-RAE, or hub id; without one, latents only.",
+            help="Pixel decoder: a folder or hub id of Scale-RAE, or what a decoder stage wrote; "
+            "without one the model draws latents only.",
         ),
     ] = None,
     generator: Annotated[

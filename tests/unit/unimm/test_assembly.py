@@ -1,5 +1,6 @@
 """A new model of released parts: what is read is read exactly, what is new is random and whole."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.unit.unimm.checkpoints.releases import write_scale_rae
 from unimm.assembly import DIT_SIZES, Assembly, assembled_config, published_config
+from unimm.checkpoints.component import save_component
 from unimm.checkpoints.fresh import assemble_model
+from unimm.checkpoints.rae_autoencoder import KIND
 from unimm.cli import run
-from unimm.errors import UserError
+from unimm.config_io import to_dict
+from unimm.errors import CheckpointError, UserError
 from unimm.pipeline import Pipeline
 from unimm.testing import tiny_tokenizer
 from unimm.tokenizer import IMAGE_END, IMAGE_START
@@ -128,6 +132,19 @@ def test_the_new_weights_follow_the_seed_and_the_callers_randomness_stays(parts:
     assert half.config.latents.decoder is None
     frequencies = half.generator.dit.time_embed.frequencies
     torch.testing.assert_close(frequencies, first.generator.dit.time_embed.frequencies)
+
+
+def test_a_decoder_of_our_own_training_is_read(parts: Path) -> None:
+    write_qwen2(parts / "qwen", spare_rows=0, tied=True)
+    space: Any = assemble_model(assembly()).model.latents
+    for tokens, name in ((16, "own"), (4, "other")):
+        config = replace(space.config, image_size=4 * round(tokens**0.5))
+        save_component(parts / name, kind=KIND, config=to_dict(config), module=space, source=parts)
+    made = assemble_model(assembly(decoder="own")).model
+    latents = torch.randn(1, 16, 16)
+    torch.testing.assert_close(made.latents.decode(latents), space.decode(latents))
+    with pytest.raises(CheckpointError, match="other was trained on other latents: num_tokens 4"):
+        assemble_model(assembly(decoder="other"))
 
 
 @pytest.mark.parametrize(
