@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from metaquery.dit import DiTBlock, DiTStack
+from unimm.assembly import Assembly, published_config
 from unimm.checkpoint import load_model, read_config
 from unimm.config import UniMMConfig
 from unimm.config_io import from_dict, to_dict
@@ -26,6 +27,8 @@ class ModelRecipe:
 
     Args:
         init: Model directory to begin with; None begins with random weights.
+        assembled: What ``init`` is made of, where ``unimm assemble`` makes it: so that the run can
+            be planned before it is there, and its absence be told with the command that makes it.
         tokenizer: Directory of the tokenizer; None takes that of ``init``.
         config: Overrides of ``init``'s configuration, or the whole of it.
         fresh: Parts that begin with random weights although ``init`` has them.
@@ -38,6 +41,7 @@ class ModelRecipe:
     """
 
     init: Path | None = None
+    assembled: Assembly | None = None
     tokenizer: Path | None = None
     config: dict[str, Any] = field(default_factory=dict)
     fresh: tuple[Part, ...] = ()
@@ -51,9 +55,30 @@ class ModelRecipe:
         if self.init is None and not self.config:
             raise ValueError("name a model directory as init, or describe the model in config")
 
+    @property
+    def awaits_assembly(self) -> bool:
+        """Whether ``init`` is not there yet, and it is known what it will be made of."""
+        return self.assembled is not None and self.init is not None and not self.init.exists()
+
     def model_config(self) -> UniMMConfig:
-        """Return the model's configuration."""
+        """Return the model's configuration.
+
+        Raises:
+            UserError: ``init`` is not there.
+        """
+        if self.init is not None and self.assembled is not None and self.awaits_assembly:
+            raise UserError(
+                f"there is no model directory {self.init}; train the stage that writes it, or "
+                f"begin anew with: {self.assembled.command(self.init)}"
+            )
         base = {} if self.init is None else to_dict(read_config(self.init)[0])
+        return from_dict(UniMMConfig, merged(base, self.config))
+
+    def planned_config(self) -> UniMMConfig:
+        """Return the model's configuration, of published sizes where ``init`` is not there yet."""
+        if self.assembled is None or not self.awaits_assembly:
+            return self.model_config()
+        base = to_dict(published_config(self.assembled))
         return from_dict(UniMMConfig, merged(base, self.config))
 
     def tokenizer_dir(self) -> Path:

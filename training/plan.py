@@ -51,6 +51,7 @@ class Plan:
         work: What a step handles.
         flops: Of a step, over all GPUs.
         machine: What it was planned for.
+        notes: What was assumed because files are not there yet.
     """
 
     sizes: list[PartSize]
@@ -58,6 +59,7 @@ class Plan:
     work: Work
     flops: float
     machine: Machine
+    notes: tuple[str, ...] = ()
 
     @property
     def steps_per_hour(self) -> float:
@@ -85,6 +87,7 @@ class Plan:
             f"at {machine.mfu:.0%} of {machine.num_gpus} x {machine.peak_tflops:g} TFLOP/s: "
             f"{self.steps_per_hour:,.4g} steps an hour"
         )
+        yield from (f"note: {note}" for note in self.notes)
 
 
 def plan_recipe(path: Path, overrides: list[str], machine: Machine) -> Plan:
@@ -103,21 +106,19 @@ def plan_recipe(path: Path, overrides: list[str], machine: Machine) -> Plan:
 
 
 def plan(config: UnifiedConfig, machine: Machine) -> Plan:
-    """Return what a run needs; the model is built without memory, the data of one step with."""
+    """Return what a run needs; the model is built without memory, the data of one step with.
+
+    Where the model or the data are not there yet, published sizes and samples of the largest
+    length take their place, and the plan says so.
+    """
     with empty_parameters():
-        model = UniMM(config.model.model_config())
+        model = UniMM(config.model.planned_config())
         prepare(model, config.model)
     sizes = part_sizes(model)
-    template = CachedTemplate(load_tokenizer(config.model.tokenizer_dir()), model.config.chat)
-    if config.data is not None:
-        config = replace(config, data=replace(config.data, latent_cache=None))
-    source = build_source(config, model.config, template)
-    work = work_of(
-        source.read(range(config.samples_per_step)).examples,
-        latents=model.config.latents,
-        num_queries=model.config.num_queries,
-        copies=config.objective.times_per_picture,
-    )
+    work, notes = _step_work(config, model)
+    if config.model.awaits_assembly:
+        init = config.model.init
+        notes.append(f"{init} is not there; parts have their published sizes, without a decoder")
     stages: tuple[ZeroStage, ...] = get_args(ZeroStage)
     memory = {
         int(stage): state_bytes(
@@ -129,4 +130,47 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
         )
         for stage in stages
     }
-    return Plan(sizes, memory, work, StepCost.of(model).flops(work), machine)
+    flops = StepCost.of(model).flops(work)
+    return Plan(sizes, memory, work, flops, machine, tuple(notes))
+
+
+def missing_files(config: UnifiedConfig) -> list[str]:
+    """Return what samples cannot be read without and is not there: data files, the tokenizer."""
+    if config.data is None:
+        return []
+    places = [source.path for source in config.data.sources if source.kind != "hf_stream"]
+    places.append(str(config.model.tokenizer_dir()))
+    return [place for place in places if not Path(place).exists()]
+
+
+def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[Work, list[str]]:
+    """Return the work of a run's first step, or the most it can be where files are missing."""
+    missing = missing_files(config)
+    if config.data is None or not missing:
+        return _sampled_work(config, model), []
+    length, count = config.data.max_length, config.samples_per_step
+    work = Work(
+        positions=count * length,
+        squared=count * length**2,
+        tokens=count * max(0, length - model.config.num_queries),
+        drawn=count * config.objective.times_per_picture,
+        encoded=count,
+    )
+    note = (
+        f"{', '.join(missing)}: not there; each sample counts as {length} positions and a picture "
+        f"to draw, the most it can be, so steps will take less than this"
+    )
+    return work, [note]
+
+
+def _sampled_work(config: UnifiedConfig, model: UniMM) -> Work:
+    template = CachedTemplate(load_tokenizer(config.model.tokenizer_dir()), model.config.chat)
+    if config.data is not None:
+        config = replace(config, data=replace(config.data, latent_cache=None))
+    source = build_source(config, model.config, template)
+    return work_of(
+        source.read(range(config.samples_per_step)).examples,
+        latents=model.config.latents,
+        num_queries=model.config.num_queries,
+        copies=config.objective.times_per_picture,
+    )

@@ -81,6 +81,18 @@ def check_writable(path: Path) -> None:
         raise UserError(f"cannot write {path}: {reason.lower()}") from None
 
 
+def check_new_directory(path: Path) -> None:
+    """Check, before the work is done, that ``path`` does not exist and its folder does.
+
+    Raises:
+        UserError: Otherwise.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists; name a directory that does not")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {path.absolute().parent}; create it first")
+
+
 def _replace_directory(new: Path, path: Path) -> None:
     """Move ``new`` to ``path``; directories cannot be swapped in one step on every system."""
     if not path.exists():

@@ -14,6 +14,8 @@ from unimm.locate import locate_model
 from unimm.memory import check_memory
 from unimm.tokenizer import SPECIAL_TOKENS
 
+_NOT_SIZES = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+
 
 @dataclass(frozen=True, slots=True)
 class PretrainedLanguage:
@@ -32,20 +34,31 @@ class PretrainedLanguage:
         """What ``UniMMConfig.language`` holds."""
         model: Any = self.model
         config: dict[str, Any] = model.config.to_diff_dict()
-        return {**config, "hidden_size": model.config.hidden_size}
+        kept = {key: value for key, value in config.items() if key not in _NOT_SIZES}
+        return {**kept, "hidden_size": model.config.hidden_size}
 
     def add_special_tokens(self) -> int:
         """Give the tokenizer what our chat turns need, and the model a row for each new token.
+
+        A new row is the mean of those of all other tokens, as Scale-RAE's; a row that the model
+        holds for no token, to fill up a round number, would be as good as random.
 
         Returns:
             How many tokens were new.
         """
         known = self.tokenizer.get_vocab()
         new = [token for token in SPECIAL_TOKENS if token not in known]
+        old_size = len(self.tokenizer)
         self.tokenizer.add_tokens(new, special_tokens=True)
         model: Any = self.model
         if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+        if new:
+            rows = self.tokenizer.convert_tokens_to_ids(new)
+            # The same tensor twice where the two are tied.
+            for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+                weight = embedding.weight.data
+                weight[rows] = weight[:old_size].mean(dim=0, dtype=torch.float32).to(weight.dtype)
         return len(new)
 
 

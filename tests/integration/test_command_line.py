@@ -18,8 +18,8 @@ from unimm.pipeline import Pipeline
 from unimm.testing import tiny_model, tiny_tokenizer
 
 COMMANDS = [
-    *("generate", "ask", "verify", "chat", "info", "convert"),
-    *("train", "cache-latents", "eval", "serve"),
+    *("generate", "ask", "verify", "chat", "info", "convert", "assemble"),
+    *("train", "cache-latents", "export", "eval", "serve"),
 ]
 PROMPT = "a picture of a red circle"
 ENVIRONMENT = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
@@ -88,7 +88,9 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         assert all(f" {command} " in done.stdout for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["generate", "ask", "verify", "chat", "info", "convert"])
+@pytest.mark.parametrize(
+    "command", ["generate", "ask", "verify", "chat", "info", "convert", "assemble"]
+)
 def test_a_commands_help_has_an_example(call: Call, command: str) -> None:
     outcome = call(command, "--help")
     assert outcome.status == 0

@@ -22,7 +22,6 @@ from unimm.checkpoints.towers import TowerSource, file_rules, optional_keys, rea
 from unimm.config import UniMMConfig
 from unimm.errors import CheckpointError
 from unimm.footprint import Footprint, footprint, foreign_shapes
-from unimm.latents import LatentSpaceConfig
 from unimm.model import UniMM
 from unimm.tokenizer import IMAGE_END, IMAGE_START, PAD, TURN_END, TURN_START, encode_text
 
@@ -148,24 +147,19 @@ def _config(
     paint: DecoderSource,
     tokenizer: PreTrainedTokenizerFast,
 ) -> UniMMConfig:
-    tokens = source.shape("model.latent_queries")[0]
-    size = round(tokens**0.5) * eyes.patch_size
     try:
-        latents = LatentSpaceConfig(
-            kind=eyes.kind,
-            image_size=size,
-            patch_size=eyes.patch_size,
-            tower=eyes.config,
-            # WebSSL latents are the tower's own last norm; SigLIP-2's get one without weights.
-            affine_norm=eyes.kind != "siglip2",
-            image_mean=eyes.image_mean,
-            image_std=eyes.image_std,
-            statistics="diff_head.data_mean" in source.shapes,
+        latents = eyes.latent_space(
+            num_tokens=source.shape("model.latent_queries")[0],
             decoder=paint.config,
+            statistics="diff_head.data_mean" in source.shapes,
         )
     except ValueError as error:
         raise CheckpointError(f"{source.where}: {error}") from None
-    config = scale_rae.model_config(source, latents)
+    return single_token_answers(scale_rae.model_config(source, latents), tokenizer)
+
+
+def single_token_answers(config: UniMMConfig, tokenizer: PreTrainedTokenizerFast) -> UniMMConfig:
+    """Return a configuration whose spellings of yes and no are single tokens."""
     style = config.chat
     single = replace(
         style,

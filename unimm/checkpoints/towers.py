@@ -8,7 +8,7 @@ from typing import Any
 from unimm.checkpoints.keymap import Rule, below
 from unimm.checkpoints.tensors import TensorFolder, read_json
 from unimm.errors import CheckpointError
-from unimm.latents import LatentKind
+from unimm.latents import LatentKind, LatentSpaceConfig, RAEDecoderConfig
 
 _KINDS: dict[str, LatentKind] = {
     "siglip": "siglip2",
@@ -110,6 +110,32 @@ class TowerSource:
     image_mean: Triple
     image_std: Triple
     weights: TensorFolder
+
+    def latent_space(
+        self, *, num_tokens: int, decoder: RAEDecoderConfig | None, statistics: bool = False
+    ) -> LatentSpaceConfig:
+        """Return the latent space of this tower's last layer.
+
+        Args:
+            num_tokens: Of a picture, a square number; gives the picture's size.
+            decoder: What inverts the tower.
+            statistics: Whether features are standardised by stored statistics.
+
+        Raises:
+            ValueError: Tower and decoder do not fit.
+        """
+        return LatentSpaceConfig(
+            kind=self.kind,
+            image_size=round(num_tokens**0.5) * self.patch_size,
+            patch_size=self.patch_size,
+            tower=self.config,
+            # WebSSL latents are the tower's own last norm; SigLIP-2's get one without weights.
+            affine_norm=self.kind != "siglip2",
+            image_mean=self.image_mean,
+            image_std=self.image_std,
+            statistics=statistics,
+            decoder=decoder,
+        )
 
 
 def read_tower(directory: Path) -> TowerSource:

@@ -13,6 +13,7 @@ from unimm.cli.applications import (
     train_command,
 )
 from unimm.cli.ask import ask
+from unimm.cli.assemble import assemble
 from unimm.cli.chat import chat
 from unimm.cli.convert import convert
 from unimm.cli.generate import generate
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (generate, ask, verify, chat, info, convert):
+for _command in (generate, ask, verify, chat, info, convert, assemble):
     app.command()(_command)
 
 # Their arguments belong to the applications, which parse them and print their own help.

@@ -8,6 +8,7 @@ import typer
 from unimm.cli.options import load_pipeline, parse_dtype
 from unimm.cli.output import progress_bar, stdout, working
 from unimm.errors import UserError
+from unimm.files import check_new_directory
 
 if TYPE_CHECKING:
     import torch
@@ -45,10 +46,7 @@ def convert(
     - `unimm convert rae RAE-dinov2-wReg-base-ViTXL-n08 rae-dinov2`
     """
     system, source, destination = _parse(places)
-    if destination.exists():
-        raise UserError(f"{destination} exists; name a directory that does not")
-    if not destination.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {destination.absolute().parent}; create it first")
+    check_new_directory(destination)
     if system == "unimm":
         with working("converting"):
             load_pipeline(source, device="cpu", dtype=dtype).save_pretrained(destination)

@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 
 import unimm
+from metaquery.generator import LatentGenerator
 from training.build import ModelRecipe
 from training.config import RunConfig
-from training.plan import Machine, Plan, plan, plan_recipe
+from training.data.config import DataConfig, SourceConfig
+from training.plan import Machine, Plan, missing_files, plan, plan_recipe
 from training.recipes import find_recipe
 from training.stages.unified import UnifiedConfig
+from unimm.assembly import Assembly, published_config
+from unimm.checkpoints.assemble import empty_parameters
 from unimm.errors import ConfigError
 from unimm.scenes import Grammar
 
@@ -93,3 +97,59 @@ def test_only_the_unified_stage_is_planned() -> None:
         plan_recipe(find_recipe("scenes/zero"), ["engine.zero_stag=1"], Machine())
     with pytest.raises(ValueError, match="mfu"):
         Machine(mfu=1.5)
+
+
+PUBLISHED = {
+    # name: parameters of language model, DiT and tower, in thousand millions
+    "stage1_qwen1.5b_dit2.4b": (1.544, 2.436, 0.412),
+    "stage2_qwen1.5b_dit2.4b": (1.544, 2.436, 0.412),
+    "stage1_qwen7b_dit9.8b": (7.616, 9.73, 0.412),
+    "stage1_webssl_qwen1.5b_dit2.4b": (1.544, 2.436, 0.304),
+    "lora_qwen7b": (7.616, 2.436, 0.412),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_is_planned_before_weights_and_data_are_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name.startswith("lora"):
+        pytest.importorskip("peft")
+    monkeypatch.chdir(tmp_path)
+    made = plan_recipe(find_recipe(f"scale_rae/{name}"), [], Machine(num_gpus=64))
+    sizes = {size.part: size for size in made.sizes}
+    language, dit, tower = PUBLISHED[name]
+    added = 0.021 if name.startswith("lora") else 0
+    assert sizes["language"].total / 1e9 == pytest.approx(language * (1 + added), rel=0.005)
+    assert sizes["generator"].total / 1e9 == pytest.approx(dit, rel=0.005)
+    assert sizes["latents"].total / 1e9 == pytest.approx(tower, rel=0.01)
+    assert sizes["language"].trained < sizes["language"].total or not added
+    assert list(made.state_bytes.values()) == sorted(made.state_bytes.values(), reverse=True)
+    text = "\n".join(made.lines())
+    assert "not there; each sample counts as" in text
+    assert "is not there; parts have their published sizes" in text
+    assert "steps an hour" in text
+
+
+@pytest.mark.parametrize(
+    ("size", "published"), [("0.5B", 0.48), ("3.1B", 3.08), ("5.5B", 5.48), ("9.8B", 9.73)]
+)
+def test_the_other_sizes_of_the_dit_are_the_published_ones(size: str, published: float) -> None:
+    parts = Assembly(
+        language="Qwen/Qwen2.5-1.5B-Instruct",
+        tower="google/siglip2-so400m-patch14-224",
+        generator=size,
+    )
+    with empty_parameters():
+        dit = LatentGenerator(published_config(parts).generator).dit
+    assert sum(p.numel() for p in dit.parameters()) / 1e9 == pytest.approx(published, rel=0.01)
+
+
+def test_a_real_file_that_is_wrong_is_not_guessed_at(tmp_path: Path) -> None:
+    (tmp_path / "lines.jsonl").write_text("no json\n")
+    source = SourceConfig(name="own", kind="jsonl", path=str(tmp_path / "lines.jsonl"))
+    config = replace(scale_rae(), data=DataConfig(sources=(source,), index_dir=tmp_path / "index"))
+    assert missing_files(config) == []
+    gone = replace(source, path=str(tmp_path / "gone.jsonl"))
+    config = replace(config, data=DataConfig(sources=(source, gone)))
+    assert missing_files(config) == [gone.path]

@@ -38,8 +38,13 @@ def test_a_recipe_begins_where_another_ends_and_keeps_its_runs_apart(name: str) 
     others = [load(other)[1] for other in recipe_names() if other != name]
     assert config.run.output_dir not in [other.run.output_dir for other in others]
     init = config.model.init if hasattr(config, "engine") else getattr(config, "init", None)
-    if init is not None:
-        assert init in [other.run.output_dir / "model" for other in others]
+    outputs = [other.run.output_dir / "model" for other in others]
+    if init is not None and init not in outputs:
+        # Then released parts are its beginning, and its head has the command that joins them.
+        command = config.model.assembled.command(init)
+        assert f"#   {command}\n" in find_recipe(name).read_text()
+    elif init is not None:
+        assert init in outputs
     elif getattr(config, "tower", None) is None:
         grammar = Grammar.from_dict(config.model.grammar)
         assert set(grammar.shapes) >= set(Grammar.small().shapes)
@@ -70,6 +75,19 @@ def test_a_slip_is_named_by_its_path_and_starts_nothing(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not run_dir.exists()
+
+
+def test_a_model_that_is_not_assembled_yet_is_refused_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load("scale_rae/stage1_qwen1.5b_dit2.4b")[1]
+    with pytest.raises(
+        UserError,
+        match=r"there is no model directory models/scale_rae_.*begin "
+        r"anew with: unimm assemble models/scale_rae_qwen1\.5b_dit2\.4b --language",
+    ):
+        config.model.model_config()
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:
