@@ -3,7 +3,7 @@
 As a state the average is sharded, offloaded and checkpointed as the moments are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -51,12 +51,11 @@ class ShardedAdamW(torch.optim.AdamW):
         self.was_taken, self.squares = False, [0.0] * len(self.squares)
 
     @torch.no_grad()
-    def create_states(self) -> None:
-        """Create the states of shards that have none."""
-        for group in self.param_groups:
-            for shard in group["params"]:
-                if not self.state[shard]:
-                    self.state[shard] = self._fresh_state(shard)
+    def create_states(self, shards: Iterable[Tensor]) -> None:
+        """Create the states of those shards that have none."""
+        for shard in shards:
+            if not self.state[shard]:
+                self.state[shard] = self._fresh_state(shard)
 
     def _fresh_state(self, shard: Tensor) -> dict[str, Tensor]:
         state = {name: torch.zeros_like(shard) for name in MOMENTS}
@@ -68,16 +67,18 @@ class ShardedAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update the shards in the groups, if the gate lets it."""
-        self.create_states()
+        self.create_states(self._current_shards())
         self._measure()
         if not self.gate():
             return
         super().step()
         self.was_taken = True
         if self.ema_decay:
-            for group in self.param_groups:
-                for shard in group["params"]:
-                    self.state[shard][AVERAGE].lerp_(shard, 1 - self.ema_decay)
+            for shard in self._current_shards():
+                self.state[shard][AVERAGE].lerp_(shard, 1 - self.ema_decay)
+
+    def _current_shards(self) -> list[Tensor]:
+        return [shard for group in self.param_groups for shard in group["params"]]
 
     def _measure(self) -> None:
         for group in self.param_groups:
@@ -85,7 +86,3 @@ class ShardedAdamW(torch.optim.AdamW):
             if gradients:
                 norm = torch.nn.utils.get_total_norm(gradients).item()
                 self.squares[group["part"]] += norm**2
-
-    def all_shards(self) -> list[Tensor]:
-        """Return every shard that has states."""
-        return list(self.state)

@@ -34,8 +34,10 @@ def build_shards(
 ) -> Shards:
     """Return the shards of a ZeRO optimiser."""
     if stage == 3:
+        if not zero.swap_optimizer:  # what lives on a disk is created by what keeps it there
+            optimizer.create_states(zero.fp32_partitioned_groups_flat)
         return _ParameterShards(zero, names)
-    optimizer.create_states()
+    optimizer.create_states(zero.single_partition_of_fp32_groups)
     zero._lazy_init_hp_params_optimizer_state()  # noqa: SLF001
     return _StateShards(zero, names)
 
