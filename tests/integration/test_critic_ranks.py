@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing.spawn as mp
 from torch import Generator, Tensor
+from torch.multiprocessing.spawn import spawn
 
 from training.config import OptimizerConfig
 from training.losses.adversarial import adaptive_weight
@@ -54,7 +54,7 @@ def work(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_ranks_share_the_critic_of_the_whole_batch(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(work, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     alone = teach(0, 1, True)
     for name, tensor in first["one"].items():
