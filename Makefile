@@ -1,21 +1,25 @@
 PYTHON ?= python3
 CONSTRAINTS ?= constraints/cpu.txt
 EXTRAS ?= training
+TEST_EXTRAS ?= training,deepspeed,lora,data,gguf
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-for-tests
 
 PROMPT ?= a picture of a red circle left of a blue square
 SEED ?= 0
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help env demo test test-shapes lint format type contracts check clean
+.PHONY: help env test-env demo test test-shapes lint format type contracts check clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 env: $(STAMP)  ## Create the environment in .venv, or reuse it
+
+test-env: $(TEST_STAMP)  ## Add what the tests and checks need, on any machine without a GPU
 
 # pip learns --group in 25.1, and Python 3.11 ships an older one.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
@@ -24,7 +28,11 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@echo 'Installing into $(VENV): one to three minutes.'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet 'pip>=25.1'
-	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[$(EXTRAS)]' --group dev
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(TEST_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[$(TEST_EXTRAS)]' --group dev
 	@touch $@
 
 demo: env  ## Draw the best of eight pictures and print where it is
@@ -32,25 +40,25 @@ demo: env  ## Draw the best of eight pictures and print where it is
 	$(BIN)/unimm generate "$(PROMPT)" --best-of 8 --seed $(SEED) \
 		--out demo/picture.png --sheet demo/candidates.png
 
-test: env  ## Run every test that this machine can run
+test: test-env  ## Run every test that this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-test-shapes: env  ## Run the unit tests with every annotated shape checked
+test-shapes: test-env  ## Run the unit tests with every annotated shape checked
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q tests/unit \
 		--jaxtyping-packages=metaquery,unimm,beartype.beartype
 
-lint: env  ## Check style and formatting
+lint: test-env  ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: env  ## Rewrite the code in the project's format
+format: test-env  ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-type: env  ## Check types
+type: test-env  ## Check types
 	$(BIN)/mypy
 
-contracts: env  ## Check who imports whom
+contracts: test-env  ## Check who imports whom
 	$(BIN)/lint-imports
 
 check: lint type contracts test  ## All of the above, as CI does

@@ -139,7 +139,7 @@ def internal(
     """
 
     def of_exit(heads: Tensor, t: Tensor, scale: float) -> Tensor:
-        full, early = heads
+        full, early = heads.unbind()
         if scale == 1.0:
             return full
         return _select(_inside(t, interval), extrapolate(full, early, scale), full)

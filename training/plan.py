@@ -15,6 +15,8 @@ from unimm.tokenizer import load_tokenizer
 from .build import prepare
 from .cost import PartSize, StepCost, Work, ZeroStage, part_sizes, state_bytes, work_of
 from .data.scenes import CachedTemplate
+from .data.stream import CorpusSource, ExampleSource
+from .data.summary import summarise
 from .run import read_recipe
 from .stages.unified import UnifiedConfig, build_source
 
@@ -52,6 +54,7 @@ class Plan:
         flops: Of a step, over all GPUs.
         machine: What it was planned for.
         notes: What was assumed because files are not there yet.
+        data: What the data files hold, a line for each source and more.
     """
 
     sizes: list[PartSize]
@@ -60,6 +63,7 @@ class Plan:
     flops: float
     machine: Machine
     notes: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
 
     @property
     def steps_per_hour(self) -> float:
@@ -87,6 +91,7 @@ class Plan:
             f"at {machine.mfu:.0%} of {machine.num_gpus} x {machine.peak_tflops:g} TFLOP/s: "
             f"{self.steps_per_hour:,.4g} steps an hour"
         )
+        yield from (f"data: {line}" for line in self.data)
         yield from (f"note: {note}" for note in self.notes)
 
 
@@ -131,7 +136,25 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
         for stage in stages
     }
     flops = StepCost.of(model).flops(work)
-    return Plan(sizes, memory, work, flops, machine, tuple(notes))
+    data = () if missing_files(config) else data_lines(config, model)
+    return Plan(sizes, memory, work, flops, machine, tuple(notes), data)
+
+
+def data_lines(config: UnifiedConfig, model: UniMM) -> tuple[str, ...]:
+    """Return what the files of a run hold; nothing for the miniature world."""
+    source = open_source(config, model)
+    if not isinstance(source, CorpusSource):
+        return ()
+    samples = config.run.num_steps * config.samples_per_step
+    return tuple(summarise(source.corpus).lines(samples))
+
+
+def open_source(config: UnifiedConfig, model: UniMM) -> ExampleSource:
+    """Return a run's conversations, with pictures instead of cached latents."""
+    template = CachedTemplate(load_tokenizer(config.model.tokenizer_dir()), model.config.chat)
+    if config.data is not None:
+        config = replace(config, data=replace(config.data, latent_cache=None))
+    return build_source(config, model.config, template)
 
 
 def missing_files(config: UnifiedConfig) -> list[str]:
@@ -164,12 +187,8 @@ def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[Work, list[str]]:
 
 
 def _sampled_work(config: UnifiedConfig, model: UniMM) -> Work:
-    template = CachedTemplate(load_tokenizer(config.model.tokenizer_dir()), model.config.chat)
-    if config.data is not None:
-        config = replace(config, data=replace(config.data, latent_cache=None))
-    source = build_source(config, model.config, template)
     return work_of(
-        source.read(range(config.samples_per_step)).examples,
+        open_source(config, model).read(range(config.samples_per_step)).examples,
         latents=model.config.latents,
         num_queries=model.config.num_queries,
         copies=config.objective.times_per_picture,

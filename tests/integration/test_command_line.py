@@ -18,7 +18,8 @@ from unimm.pipeline import Pipeline
 from unimm.testing import tiny_model, tiny_tokenizer
 
 COMMANDS = [
-    *("generate", "ask", "verify", "chat", "info", "convert", "assemble", "train", "eval", "serve"),
+    *("generate", "ask", "verify", "chat", "info", "convert", "assemble"),
+    *("train", "cache-latents", "export", "eval", "serve"),
 ]
 PROMPT = "a picture of a red circle"
 ENVIRONMENT = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}

@@ -75,7 +75,7 @@ def _config(model: dict[str, Any], prediction: Prediction) -> InContextConfig:
     params = model["params"]
     assert params["condition_type"] in ("label", "class")
     width, depth, heads = (params[key] for key in ("hidden_size", "depth", "num_heads"))
-    sides = {"ddt_depth": 0}
+    sides: dict[str, Any] = {"ddt_depth": 0}
     if model["arch"] == "ditdh_ig":
         sides = {"ddt_dim": width[1], "ddt_depth": depth[1], "ddt_heads": heads[1]}
         width, depth, heads = width[0], depth[0], heads[0]

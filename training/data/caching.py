@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from unimm.latents import LatentSpace
 
 from .config import DataConfig
 from .latent_cache import LatentCache, LatentCacheWriter, picture_digest
-from .pictures import Preprocessing, decode_picture
+from .preprocessing import Preprocessing, decode_picture
 from .sample import SampleError
 from .sources import Source, open_source
 
@@ -166,5 +167,5 @@ def _load(pictures: _Pictures, indices: range, num_workers: int) -> Iterator[_Fo
     )
 
 
-def _as_it_is(found: _Found) -> _Found:
+def _as_it_is(found: Any) -> Any:
     return found

@@ -7,7 +7,7 @@ turn it is drawn. ``messages`` with ``role`` and ``content`` are read the same w
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from unimm.chat import (
     ChatTemplate,
@@ -22,6 +22,7 @@ from .config import SourceConfig
 from .sample import SampleError
 
 IMAGE_MARK = "<image>"
+Role = Literal["user", "assistant"]
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
@@ -94,7 +95,7 @@ def _caption(
     return Conversation(tuple(template.describe(answer=text.strip())), (0,), ())
 
 
-def _turns(fields: Mapping[str, Any], column: str) -> tuple[str | None, list[tuple[str, str]]]:
+def _turns(fields: Mapping[str, Any], column: str) -> tuple[str | None, list[tuple[Role, str]]]:
     """Return the system text, if there is one, and the turns as (role, text)."""
     entries = fields.get(column)
     if entries is None:
@@ -105,13 +106,15 @@ def _turns(fields: Mapping[str, Any], column: str) -> tuple[str | None, list[tup
     system = None
     if parsed[0][0] == "system":
         system = parsed.pop(0)[1]
-    for place, (role, _) in enumerate(parsed):
-        expected = "assistant" if place % 2 else "user"
+    turns: list[tuple[Role, str]] = []
+    for place, (role, text) in enumerate(parsed):
+        expected: Role = "assistant" if place % 2 else "user"
         if role != expected:
             raise SampleError(f"turn {place + 1} is of {role!r}, expected {expected!r}")
-    if len(parsed) < 2 or len(parsed) % 2:
+        turns.append((expected, text))
+    if not turns or len(turns) % 2:
         raise SampleError("the last turn has no answer")
-    return system, parsed
+    return system, turns
 
 
 def _turn(entry: object, place: int) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from .conversation import Conversation, Record, build_conversation, cut_conversa
 from .latent_cache import LatentCache, open_cache
 from .order import Mixture, ShuffledOrder
 from .packer import pack_rows
-from .pictures import Preprocessing, decode_picture
+from .preprocessing import Preprocessing, decode_picture
 from .sample import Sample, SampleBatch, SampleError, Skipped
 from .sources import Source, open_source
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from unimm.errors import UserError
 from unimm.files import atomic_write
 
-from .pictures import Preprocessing
+from .preprocessing import Preprocessing
 from .sample import SampleError
 
 _DIGEST_BYTES = 16
@@ -75,7 +75,7 @@ class LatentCache:
         self._open: OrderedDict[int, Any] = OrderedDict()
 
     def __len__(self) -> int:
-        return self._index.shape[1]
+        return int(self._index.shape[1])
 
     def __contains__(self, digest: Digest) -> bool:
         return self._find(digest) is not None
@@ -108,9 +108,8 @@ class LatentCache:
     def _shard(self, number: int) -> Any:
         shard = self._open.get(number)
         if shard is None:
-            shard = self._open[number] = safetensors.safe_open(
-                self.shards[number], framework="pt"
-            ).__enter__()
+            opened: Any = safetensors.safe_open  # its context methods are untyped
+            shard = self._open[number] = opened(self.shards[number], framework="pt")
             if len(self._open) > _OPEN_SHARDS:
                 self._open.popitem(last=False)
         self._open.move_to_end(number)

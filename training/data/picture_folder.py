@@ -31,7 +31,9 @@ class PictureFolder:
     """
 
     def __init__(self, folder: Path, *, size: int, scale: float = 1.5, seed: int = 0) -> None:
-        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        self.paths: list[Path] = sorted(
+            p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES
+        )
         if not self.paths:
             raise UserError(
                 f"there is no picture below {folder}; images must name a folder with "
@@ -76,4 +78,4 @@ class PictureFolder:
         if epoch != self._epoch:
             rng = np.random.default_rng([self.seed, 0, epoch])
             self._epoch, self._order = epoch, rng.permutation(len(self.paths))
-        return self.paths[self._order[index]]
+        return self.paths[int(self._order[index])]

@@ -47,7 +47,7 @@ def adaptive_weight(
     )
     if synchronise:
         average_over_ranks([pull, push])
-    ratio = torch.linalg.vector_norm(pull) / (torch.linalg.vector_norm(push) + 1e-6)
+    ratio: Tensor = torch.linalg.vector_norm(pull) / (torch.linalg.vector_norm(push) + 1e-6)
     return ratio.clamp(0.0, largest).detach()
 
 

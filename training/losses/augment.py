@@ -32,7 +32,8 @@ def augment_by(
     grey = x.mean(dim=1, keepdim=True)
     x = grey + (x - grey) * (2 * saturation).view(-1, 1, 1, 1)
     mean = x.mean(dim=(1, 2, 3), keepdim=True)
-    return mean + (x - mean) * (0.5 + contrast).view(-1, 1, 1, 1)
+    augmented: Tensor = mean + (x - mean) * (0.5 + contrast).view(-1, 1, 1, 1)
+    return augmented
 
 
 def _offsets(draws: Float[Tensor, "B"], side: int) -> Tensor:

@@ -6,7 +6,7 @@ Shape legend:
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,6 @@ class DecoderConfig:
         edge_weight: How much more an error at a full-contrast edge counts than one on a plain
             surface: edges are few pixels, but they are what tells shapes apart.
         grammar: Keys of the stored grammar to narrow, such as ``sizes: [large]``.
-        export_dtype: Of the exported weights.
     """
 
     run: RunConfig
@@ -57,7 +56,6 @@ class DecoderConfig:
     l2_weight: float = 10.0
     edge_weight: float = 4.0
     grammar: dict[str, Any] = field(default_factory=dict)
-    export_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class DecoderStage:
@@ -125,7 +123,6 @@ class DecoderStage:
             self.model,
             self.tokenizer,
             readme="Decoder stage: see the stages before.\n",
-            dtype=getattr(torch, self.config.export_dtype),
         )
 
 

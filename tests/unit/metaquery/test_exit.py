@@ -1,6 +1,7 @@
 """The branches of a DiT: an early exit that guides, and a projection to other features."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_an_exit_changes_nothing_for_the_last_layer_and_starts_at_zero(config: D
     assert torch.equal(final, plain(x_t, t, condition))
     assert torch.equal(branches["exit"], dit(x_t, t, condition, head="exit"))
     assert (final - branches["exit"]).abs().max() > 0.01
-    nn.init.zeros_(dit.blocks.layers[1].attention.out.weight)
+    nn.init.zeros_(dit.get_parameter("blocks.layers.1.attention.out.weight"))
     assert torch.equal(branches["exit"], dit(x_t, t, condition, head="exit"))
 
 
@@ -201,7 +202,7 @@ def test_the_perfect_x_0_has_no_error_at_any_time(t: float) -> None:
         ({"repa_depth": 1}, r"repa_depth \(1\) and repa_dim \(0\) go together"),
     ],
 )
-def test_branches_that_do_not_fit_are_refused(changes: dict[str, int], message: str) -> None:
+def test_branches_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TINY, **changes)
 

@@ -37,7 +37,7 @@ def lpips(seed: int = 0) -> LPIPS:
     torch.manual_seed(seed)
     model = LPIPS(CHANNELS)
     for lin in model.lins:
-        torch.nn.init.uniform_(lin.weight)
+        torch.nn.init.uniform_(lin.get_parameter("weight"))
     return model
 
 
@@ -48,7 +48,9 @@ def test_lpips_is_a_distance_with_gradients_everywhere() -> None:
     assert (model(a, b) > 0).all()
     black = torch.zeros(1, 3, 32, 32, requires_grad=True)
     for conv in model.features.convs:
-        torch.nn.init.constant_(conv.bias, -10.0)  # no unit fires: a square root has no gradient
+        torch.nn.init.constant_(
+            conv.get_parameter("bias"), -10.0
+        )  # no unit fires: a square root has no gradient
     torch.autograd.backward(model(black, pictures(1)).sum())
     assert black.grad is not None
     assert torch.isfinite(black.grad).all()
@@ -64,7 +66,10 @@ def write_lpips(folder: Path, model: LPIPS) -> None:
     for number, conv in zip(numbers, model.features.convs, strict=True):
         vgg |= {f"features.{number}.{name}": p.clone() for name, p in conv.named_parameters()}
     torch.save(vgg, folder / "vgg16.pth")
-    lins = {f"lin{i}.model.1.weight": lin.weight.clone() for i, lin in enumerate(model.lins)}
+    lins = {
+        f"lin{i}.model.1.weight": lin.get_parameter("weight").clone()
+        for i, lin in enumerate(model.lins)
+    }
     save_file(lins, folder / "vgg.safetensors")
 
 
@@ -102,10 +107,10 @@ def test_dino_is_read_without_the_bias_of_its_keys(tmp_path: Path) -> None:
     features = DinoFeatures(TINY_DINO)
     width = TINY_DINO.hidden_dim
     for block in features.blocks:
-        block.qkv.bias[width : 2 * width] = 3.0
+        block.get_parameter("qkv.bias")[width : 2 * width] = 3.0
     torch.save(dino_file(features), tmp_path / "dino.pth")
     read = DinoFeatures.from_folder(tmp_path, TINY_DINO)
-    assert not read.blocks[0].qkv.bias[width : 2 * width].any()
+    assert not read.get_parameter("blocks.0.qkv.bias")[width : 2 * width].any()
     # A bias common to all keys cancels in the softmax.
     for ours, theirs in zip(read(pictures(1)), features(pictures(1)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

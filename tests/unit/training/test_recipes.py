@@ -19,10 +19,10 @@ def load(name: str) -> tuple[type[Any], Any]:
     return config_class, from_dict(config_class, tree)
 
 
-def test_the_three_stages_are_shipped() -> None:
-    assert {"scenes/vision", "scenes/decoder", "scenes/reading", "scenes/joint"} <= set(
-        recipe_names()
-    )
+def test_the_stages_of_both_worlds_are_shipped() -> None:
+    stages = ("vision", "decoder", "reading", "joint")
+    shipped = {f"{world}/{stage}" for world in ("scenes", "scenes_full") for stage in stages}
+    assert shipped <= set(recipe_names())
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -101,10 +101,10 @@ def _line_starts(path: Path, index_dir: Path) -> NDArray[np.int64]:
     """
     stored = index_path(index_dir, path, ".npy")
     if not stored.is_file():
-        starts = _scan(path)
+        found = _scan(path)
         index_dir.mkdir(parents=True, exist_ok=True)
         with atomic_write(stored) as file:
-            np.save(file, starts)
+            np.save(file, found)
     starts: NDArray[np.int64] = np.load(stored, mmap_mode="r", allow_pickle=False)
     return starts
 

@@ -121,7 +121,7 @@ def _read(descriptor: int, member: Member) -> bytes:
     return content
 
 
-def _parse(content: bytes) -> Mapping[str, Any]:
+def _parse(content: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -20,7 +20,7 @@ from training.data.latent_cache import (
     open_cache,
     picture_digest,
 )
-from training.data.pictures import Preprocessing
+from training.data.preprocessing import Preprocessing
 from training.data.sample import Sample, SampleError, Skipped
 from unimm.errors import UserError
 from unimm.latents.space import PatchLatents

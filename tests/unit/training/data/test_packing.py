@@ -85,7 +85,8 @@ def test_packed_losses_equal_the_separate_ones(corpus: Corpus, template: ChatTem
 def latents(model: UniMM, pictures: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
     if not pictures:
         return None
-    return model.latents.encode(torch.stack(pictures).float() / 255)
+    encoded: torch.Tensor = model.latents.encode(torch.stack(pictures).float() / 255)
+    return encoded
 
 
 def separate(

@@ -49,7 +49,7 @@ def corpus(tmp_path: Path, make_corpus: MakeCorpus) -> Corpus:
 
 
 def numbers(batch: SampleBatch) -> list[int]:
-    return [s.number for s in (*batch.samples, *batch.skipped)]
+    return [s.number for s in batch.samples] + [s.number for s in batch.skipped]
 
 
 def batch_readers(corpus: Corpus, ranks: int, batch_size: int) -> list[BatchReader]:

@@ -13,6 +13,7 @@ from training.config import OptimizerConfig, RunConfig
 from training.data.config import DataConfig, SourceConfig
 from training.engine import LocalEngine
 from training.loop import train
+from training.plan import Machine, plan
 from training.ranks import Ranks
 from training.stages.unified import UnifiedConfig, UnifiedStage
 from unimm.checkpoint import save_checkpoint
@@ -129,3 +130,11 @@ def test_packed_and_padded_rows_have_the_same_loss(
         report, _ = stage.take_step(engine, stage.batch(0), step=0)
         losses.append(report.loss)
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_says_what_the_files_hold(model: Path, data: dict[str, Any], tmp_path: Path) -> None:
+    planned = plan(config(model, data, tmp_path / "run"), Machine(num_gpus=2))
+    text = "\n".join(planned.lines())
+    assert "data: drawn (wds): 12 samples" in text
+    assert f"together: {NUM_FILES} samples" in text
+    assert "passes in 12 samples: drawn 0.50, read 0.50" in text
