@@ -134,7 +134,10 @@ def checkpoint_blocks(model: UniMM) -> None:
             module.checkpoint_activations = True
     language: Any = model.language
     language.train()  # transformers checkpoints in training mode only; no model here has dropout
-    language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # Releases of transformers differ in the name and agree in the argument.
+    new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+    enable = getattr(language, new if hasattr(language, new) else old)
+    enable({"use_reentrant": False})
 
 
 def compile_blocks(model: UniMM) -> None:

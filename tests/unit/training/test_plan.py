@@ -150,6 +150,6 @@ def test_a_real_file_that_is_wrong_is_not_guessed_at(tmp_path: Path) -> None:
     source = SourceConfig(name="own", kind="jsonl", path=str(tmp_path / "lines.jsonl"))
     config = replace(scale_rae(), data=DataConfig(sources=(source,), index_dir=tmp_path / "index"))
     assert missing_files(config) == []
-    gone = replace(source, path=str(tmp_path / "gone.jsonl"))
+    gone = replace(source, name="gone", path=str(tmp_path / "gone.jsonl"))
     config = replace(config, data=DataConfig(sources=(source, gone)))
     assert missing_files(config) == [gone.path]
