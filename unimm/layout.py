@@ -9,7 +9,7 @@ Shape legend:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -47,8 +47,14 @@ class Layout:
 
     def to(self, device: torch.device | str) -> "Layout":
         """Return the layout on another device."""
-        parts = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Layout(**{k: part if part is None else part.to(device) for k, part in parts.items()})
+        return Layout(
+            token_ids=self.token_ids.to(device),
+            mask=self.mask.to(device),
+            labels=self.labels.to(device),
+            image_index=self.image_index.to(device),
+            query_index=self.query_index.to(device),
+            packing=None if self.packing is None else self.packing.to(device),
+        )
 
     @property
     def is_dense(self) -> bool:
