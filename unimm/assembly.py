@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from metaquery.connector import ConnectorKind
+from metaquery.dit_config import DiTConfig
 from metaquery.generator import GeneratorConfig
 from unimm.chat import ChatStyle
 from unimm.config import UniMMConfig
@@ -164,6 +165,8 @@ def assembled_config(
             chat=ChatStyle.scale_rae(),
             sampling=SamplingDefaults(num_steps=50),
         )
+    except ConfigError:
+        raise
     except ValueError as error:
         raise UserError(f"{assembly.generator} does not fit {assembly.tower}: {error}") from None
 
@@ -181,11 +184,8 @@ def generator_config(
     Raises:
         ConfigError: The file has an unknown key or a wrong value.
     """
-    name = assembly.generator
-    tree = _size(name) if name in DIT_SIZES else read_tree(Path(name))
-    sizes = {"num_latent_tokens": latents.num_tokens, "latent_dim": latents.dim}
-    dit = {**sizes, **_section(tree, "dit")}
-    dit.setdefault("cond_dim", dit.get("hidden_dim", 2048))
+    name, tree = assembly.generator, _tree(assembly.generator)
+    dit = _dit(tree, latents)
     connector = {
         "kind": assembly.connector,
         "in_dim": width,
@@ -199,9 +199,30 @@ def generator_config(
         raise ConfigError(f"{name}: {error}") from None
 
 
-def _size(name: str) -> dict[str, Any]:
+def check_dit(assembly: Assembly, latents: LatentSpaceConfig) -> None:
+    """Check, before a language model is read, that the DiT is one and fits the latents.
+
+    Raises:
+        ConfigError: Otherwise.
+    """
+    try:
+        from_dict(DiTConfig, _dit(_tree(assembly.generator), latents))
+    except ConfigError as error:
+        raise ConfigError(f"{assembly.generator}: dit: {error}") from None
+
+
+def _tree(name: str) -> dict[str, Any]:
+    if name not in DIT_SIZES:
+        return read_tree(Path(name))
     hidden_dim, depth, num_heads = DIT_SIZES[name]
     return {"dit": {"hidden_dim": hidden_dim, "depth": depth, "num_heads": num_heads}}
+
+
+def _dit(tree: Mapping[str, Any], latents: LatentSpaceConfig) -> dict[str, Any]:
+    sizes = {"num_latent_tokens": latents.num_tokens, "latent_dim": latents.dim}
+    dit: dict[str, Any] = {**sizes, **_section(tree, "dit")}
+    dit.setdefault("cond_dim", dit.get("hidden_dim", 2048))
+    return dit
 
 
 def _section(tree: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ import torch
 
 from metaquery.generator import LatentGenerator
 from metaquery.queries import QueryTokens
-from unimm.assembly import Assembly, assembled_config
+from unimm.assembly import Assembly, assembled_config, check_dit
 from unimm.checkpoints.assemble import Slots, Source, empty_parameters, fill
 from unimm.checkpoints.component import component_config
 from unimm.checkpoints.foreign import ForeignModel, single_token_answers
@@ -103,6 +103,7 @@ def assemble_model(
 
 def _assemble(assembly: Assembly, dtype: torch.dtype, seed: int) -> ForeignModel:
     sight = _Sight.open(assembly)  # first: headers are cheap to refuse
+    check_dit(assembly, sight.latents)
     language = load_language_model(assembly.language, dtype=dtype)
     language.add_special_tokens()
     model = _empty_model(assembly, language, sight)

@@ -155,7 +155,10 @@ def test_a_decoder_of_our_own_training_is_read(parts: Path) -> None:
         (["--language", "tower"], "tower is no language model"),
         (["--queries", "15"], "queries must be a square number"),
         (["--generator", "3B"], "generator must be one of 0.5B, 2.4B"),
-        (["--generator", "wrong.yaml"], "unknown key 'dit.dept'"),
+        (
+            ["--generator", "wrong.yaml"],
+            "wrong.yaml: dit: unknown key 'dept'; did you mean 'depth'?",
+        ),
         (["--generator", "narrow.yaml"], "hidden_dim (8) must be at least latent_dim (16)"),
     ],
 )
