@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
+from unimm import memory
 from unimm.checkpoints.assemble import Source
 from unimm.checkpoints.keymap import place
 from unimm.checkpoints.tensors import Shape
 from unimm.errors import CheckpointError, NotEnoughMemoryError
-from unimm.memory import available_memory, format_bytes
+from unimm.memory import format_bytes
 
 PARTS = ("language", "queries", "projector", "generator", "latents")
 # Fixed tables and statistics: stored, but no parameters.
@@ -57,7 +58,6 @@ class Footprint:
         device: torch.device,
         *,
         parts: Mapping[str, torch.device] | None = None,
-        quantize: str | None = None,
     ) -> None:
         """Raise NotEnoughMemoryError unless every part fits on its device.
 
@@ -65,14 +65,13 @@ class Footprint:
             dtype: Of the parameters.
             device: Of parts that ``parts`` does not name.
             parts: Device by part.
-            quantize: ``8bit`` or ``4bit`` for the language model.
         """
         placed: dict[torch.device, list[str]] = {}
         for part in self.parameters:
             placed.setdefault((parts or {}).get(part, device), []).append(part)
         for target, names in placed.items():
-            needed = sum(self.size(name, dtype, quantize) for name in names)
-            free = available_memory(target)
+            needed = sum(self.size(name, dtype) for name in names)
+            free = memory.available_memory(target)
             if free is not None and needed > free:
                 raise NotEnoughMemoryError(self._message(target, names, dtype, needed, free))
 

@@ -4,6 +4,7 @@ Only its matrices are rounded (Dettmers et al., arXiv:2208.07339 for 8 bits, arX
 NF4's 4): embeddings, norms and every other part of a model keep their precision.
 """
 
+from importlib import import_module
 from typing import Any, Literal, get_args
 
 import torch
@@ -81,7 +82,6 @@ def _rounded(linear: nn.Linear, kind: Quantization) -> nn.Module:
 
 def _bitsandbytes() -> Any:
     try:
-        import bitsandbytes
+        return import_module("bitsandbytes")
     except ImportError:
         raise MissingExtraError("bitsandbytes", extra="quant") from None
-    return bitsandbytes

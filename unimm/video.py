@@ -5,6 +5,7 @@ never names. Its rules say how many frames of a video are shown and how large ev
 """
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,7 @@ def _decoded(
 
     Its own readers hold the whole video, and need packages that it does not ask for.
     """
-    import av
-
+    av: Any = import_module("av")
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
@@ -149,14 +149,13 @@ def _choose(
 def _library() -> Any:
     try:
         # Its own import of torchvision fails in many ways where that does not fit torch.
-        from qwen_vl_utils import vision_process
+        return import_module("qwen_vl_utils.vision_process")
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ImageError(
             f"qwen-vl-utils is installed but cannot be imported ({reason}); install the "
             f"torchvision of this torch, or set reader='core'"
         ) from error
-    return vision_process
 
 
 def _process(part: Mapping[str, Any], patch_size: int) -> tuple[list[Any], list[Tensor]]:

@@ -45,7 +45,6 @@ def test_headers_of_a_release_say_it_too(tmp_path: Path, options: Options) -> No
     """Text halves, pooling heads and fixed tables in the files are not counted."""
     model = write_scale_rae(tmp_path / "release", options)
     footprint, space = inspect(tmp_path / "release")
-    # SigLIP's unused mask of our own module has no tensor in the files.
     assert dict(footprint.parameters) == counted(model)
     assert space is None
 
@@ -55,7 +54,7 @@ def test_a_model_that_cannot_fit_is_refused_with_figures_and_ways_out(
 ) -> None:
     write_scale_rae(tmp_path / "release")
     footprint, _ = inspect(tmp_path / "release")
-    monkeypatch.setattr("unimm.footprint.available_memory", lambda device: 4 * footprint.total - 1)
+    monkeypatch.setattr("unimm.memory.available_memory", lambda device: 4 * footprint.total - 1)
     with pytest.raises(NotEnoughMemoryError) as caught:
         Pipeline.from_pretrained(tmp_path / "release")
     message = str(caught.value)
@@ -81,7 +80,7 @@ def test_each_device_is_asked_for_its_own_parts(monkeypatch: pytest.MonkeyPatch)
     footprint = Footprint(Path("m"), parameters, 0)
     other = torch.device("meta")
     free = {CPU: 400, other: 199}
-    monkeypatch.setattr("unimm.footprint.available_memory", free.__getitem__)
+    monkeypatch.setattr("unimm.memory.available_memory", free.__getitem__)
     with pytest.raises(NotEnoughMemoryError, match="meta"):
         footprint.check(torch.float32, CPU, parts={"generator": other})
     free[other] = 200
