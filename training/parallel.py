@@ -45,7 +45,7 @@ def train_unified(
 
 def build_engine(stage: UnifiedStage, config: UnifiedConfig, ranks: Ranks) -> Engine:
     """Return the engine that a configuration names."""
-    settings = {"num_steps": config.run.num_steps, "ema_decay": config.run.ema_decay}
+    settings: Any = {"num_steps": config.run.num_steps, "ema_decay": config.run.ema_decay}
     if not config.engine.is_sharded:
         return LocalEngine(
             stage.groups(), config.optimizer, **settings, module=stage.objective, ranks=ranks

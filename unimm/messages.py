@@ -7,7 +7,7 @@ A message is ``{"role": ..., "content": ...}``; its content is text, or a list o
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from PIL import Image
 from torch import Tensor
@@ -63,7 +63,8 @@ def read_messages(
         ImageError: A picture cannot be read, is too large or comes from where none may.
         MissingExtraError: There is a video, and qwen-vl-utils is not installed.
     """
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
+    given: Any = messages
+    if isinstance(given, str | Mapping) or not isinstance(given, Sequence) or not given:
         raise UserError("messages must be a list of at least one message with role and content")
     roles = [_role(message, index) for index, message in enumerate(messages)]
     _check_turns(roles)
@@ -77,12 +78,12 @@ def read_messages(
 def _role(message: Any, index: int) -> Role:
     if not isinstance(message, Mapping):
         raise UserError(f"message {index} must have role and content, got {type(message).__name__}")
-    role: Role | None = message.get("role")
+    role = message.get("role")
     if role not in get_args(Role):
         raise UserError(
             f"message {index} has the role {role!r}; known are {', '.join(get_args(Role))}"
         )
-    return role
+    return cast("Role", role)
 
 
 def _check_turns(roles: Sequence[Role]) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.utils.tensorboard
 
 import unimm.cli
-from training import checkpoint, parallel, zero  # noqa: F401
+from training import checkpoint, fragments, parallel, zero  # noqa: F401
 from training.metrics import Reporter
 
 
@@ -58,20 +58,20 @@ def start(order: dict[str, Any], rank: int) -> int:
 
 def hook(order: dict[str, Any], rank: int) -> None:
     """Let a rank signal itself once it has taken a step, or fail while it writes."""
-    write, save = Reporter.write, zero.write_fragments
+    write, save = Reporter.write, fragments.write_fragments
 
     def write_then_signal(reporter: Reporter, step: int, values: dict[str, float]) -> None:
         write(reporter, step, values)
         if step == order.get("at_step") and rank in order.get("signalled", range(99)):
             os.kill(os.getpid(), order["signal"])
 
-    def save_or_die(fragments: Any, path: Path) -> None:
-        save(fragments, path)
+    def save_or_die(pieces: Any, path: Path) -> None:
+        save(pieces, path)
         if f"step-{order.get('die_saving', -1):08d}" in str(path):
             os._exit(9)
 
-    Reporter.write = write_then_signal  # type: ignore[method-assign]
-    zero.write_fragments = save_or_die
+    setattr(Reporter, "write", write_then_signal)  # noqa: B010 - a method is no variable
+    setattr(zero, "write_fragments", save_or_die)  # noqa: B010
 
 
 if __name__ == "__main__":

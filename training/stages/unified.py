@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from unimm.chat import ChatTemplate, QuerySegment
+from unimm.chat import ChatTemplate, QuerySegment, Segment
 from unimm.checkpoint import save_checkpoint
 from unimm.config import UniMMConfig
 from unimm.errors import UserError
@@ -185,7 +185,8 @@ class UnifiedStage:
         """Return pictures as latents in float32; latents are taken as they are."""
         if pictures.dtype != torch.uint8:
             return pictures.float()
-        return self.unimm.latents.encode(pixels_of(pictures, self.unimm.dtype)).float()
+        latents: Tensor = self.unimm.latents.encode(pixels_of(pictures, self.unimm.dtype))
+        return latents.float()
 
     def loss(self, batch: object, *, step: int, generator: Generator) -> LossReport:
         raise NotImplementedError("this stage takes its steps whole")
@@ -196,7 +197,7 @@ class UnifiedStage:
     @torch.no_grad()
     def sample_grid(self, step: int) -> Image.Image:
         """Return drawings for the first prompts of the data, from fixed noise."""
-        sequences = []
+        sequences: list[list[Segment]] = []
         for sample in self.source.read(range(20 * _GRID_PROMPTS)).examples:
             if sample.drawn and len(sequences) < _GRID_PROMPTS:
                 end = next(i for i, s in enumerate(sample.segments) if isinstance(s, QuerySegment))

@@ -170,7 +170,7 @@ def text_of(template: ChatTemplate, segments: list[Segment]) -> str:
     """Return a turn as text, a picture as @ and queries as #."""
     words = {ImageSegment: "@", QuerySegment: "#"}
     return "".join(
-        template.tokenizer.decode(list(segment.token_ids))
+        str(template.tokenizer.decode(list(segment.token_ids)))
         if isinstance(segment, TextSegment)
         else words[type(segment)]
         for segment in segments
