@@ -13,7 +13,7 @@ from typing import Any, get_args
 from metaquery.connector import ConnectorKind
 from metaquery.dit_config import DiTConfig
 from metaquery.generator import GeneratorConfig
-from unimm.chat import ChatStyle
+from unimm.chat_style import ChatStyle
 from unimm.config import UniMMConfig
 from unimm.config_io import from_dict, read_tree
 from unimm.errors import ConfigError, UserError

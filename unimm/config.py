@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metaquery.generator import GeneratorConfig
-from unimm.chat import ChatStyle
+from unimm.chat_style import ChatStyle
 from unimm.latents import LatentSpaceConfig
 from unimm.options import SamplingDefaults
 

@@ -9,7 +9,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from unimm.chat import ChatStyle, ChatTemplate, Segment
+from unimm.chat import ChatTemplate, Segment
+from unimm.chat_style import ChatStyle
 from unimm.scenes import (
     Grammar,
     Prompt,

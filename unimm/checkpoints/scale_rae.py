@@ -14,7 +14,7 @@ from typing import Any
 from metaquery.connector import ConnectorConfig
 from metaquery.dit import DiTConfig
 from metaquery.generator import GeneratorConfig
-from unimm.chat import ChatStyle
+from unimm.chat_style import ChatStyle
 from unimm.checkpoints.keymap import Rule, below, scale_rae_dit
 from unimm.checkpoints.tensors import Shape, TensorFolder, read_json
 from unimm.config import UniMMConfig

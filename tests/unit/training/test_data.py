@@ -201,7 +201,7 @@ def texts_of(stage: VisionStage, layout: Layout) -> list[str]:
 @pytest.mark.parametrize(
     ("source", "layouts", "pictures"),
     [
-        (joint_batches, ("drawing", "matching", "reading"), 32),
+        (joint_batches, ("drawing", "matching", "reading"), 40),
         (reading_batches, ("matching", "reading"), 16),
     ],
 )

@@ -4,14 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from unimm.chat import (
-    ChatStyle,
-    ChatTemplate,
-    ImageSegment,
-    QuerySegment,
-    Segment,
-    TextSegment,
-)
+from unimm.chat import ChatTemplate, ImageSegment, QuerySegment, Segment, TextSegment
+from unimm.chat_style import ChatStyle
 from unimm.errors import UserError
 from unimm.testing import tiny_tokenizer
 from unimm.tokenizer import train_tokenizer

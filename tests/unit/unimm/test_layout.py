@@ -6,7 +6,8 @@ import pytest
 import torch
 from jaxtyping import TypeCheckError
 
-from unimm.chat import ChatStyle, ChatTemplate, ImageSegment, QuerySegment, Segment, TextSegment
+from unimm.chat import ChatTemplate, ImageSegment, QuerySegment, Segment, TextSegment
+from unimm.chat_style import ChatStyle
 from unimm.layout import IGNORE, lay_out
 from unimm.model import PARTS, UniMM
 from unimm.testing import tiny_model, tiny_tokenizer

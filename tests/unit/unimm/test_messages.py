@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unimm.chat import ChatStyle, ChatTemplate, ImageSegment, QuerySegment, Segment, TextSegment
+from unimm.chat import ChatTemplate, ImageSegment, QuerySegment, Segment, TextSegment
+from unimm.chat_style import ChatStyle
 from unimm.errors import ImageError, MissingExtraError, UserError
 from unimm.image import MAX_PIXELS
 from unimm.messages import Message, read_messages

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from training.fast_attention import use_fast_attention
-from unimm.chat import ChatStyle, ChatTemplate, Segment, TextSegment
+from unimm.chat import ChatTemplate, Segment, TextSegment
+from unimm.chat_style import ChatStyle
 from unimm.layout import stack_layouts
 from unimm.model import UniMM
 from unimm.packing import Fork, fork_after_picture

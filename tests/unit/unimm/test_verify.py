@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unimm.chat import ChatStyle, ChatTemplate, TextSegment
+from unimm.chat import ChatTemplate, TextSegment
+from unimm.chat_style import ChatStyle
 from unimm.options import VerifierName
 from unimm.reader import Reader
 from unimm.testing import tiny_pipeline

@@ -8,7 +8,8 @@ import pytest
 
 from training.data.config import DataConfig, SourceConfig
 from training.data.corpus import Corpus, Sizes
-from unimm.chat import ChatStyle, ChatTemplate
+from unimm.chat import ChatTemplate
+from unimm.chat_style import ChatStyle
 from unimm.testing import tiny_config, tiny_tokenizer
 
 

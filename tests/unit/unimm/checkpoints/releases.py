@@ -17,7 +17,7 @@ from metaquery.connector import ConnectorConfig
 from metaquery.dit import DiTConfig
 from metaquery.generator import GeneratorConfig
 from metaquery.rope import grid_rope, sincos_embedding
-from unimm.chat import ChatStyle
+from unimm.chat_style import ChatStyle
 from unimm.checkpoints.keymap import Rule, place
 from unimm.checkpoints.names import canonical
 from unimm.checkpoints.rae_decoder import DECODER_RULES
