@@ -9,9 +9,10 @@ import torch
 
 from unimm.options import GenerationOptions
 from unimm.pipeline import Pipeline
+from unimm.roc import area_under_roc
 from unimm.scenes import Prompt, detect, judge
 
-from ..statistics import area_under_roc, wilson_interval
+from ..statistics import wilson_interval
 
 
 @dataclass(frozen=True, slots=True)

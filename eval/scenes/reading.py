@@ -8,9 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from unimm.pipeline import Pipeline
+from unimm.roc import area_under_roc
 from unimm.scenes import Grammar, near_misses, questions
 
-from ..statistics import area_under_roc
 from .samples import TrueSample
 
 _STREAM = 1_000_033

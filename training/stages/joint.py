@@ -7,7 +7,7 @@ Shape legend:
     B batch      N latent tokens      D latent channels      P prompts      K pictures of a prompt
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from unimm.config import UniMMConfig
 from unimm.config_io import from_dict, to_dict
 from unimm.layout import Layout, stack_layouts
 from unimm.model import UniMM
+from unimm.roc import area_under_roc
 from unimm.scenes import Grammar, Prompt, load_prompts, sample_prompt
 from unimm.tokenizer import load_tokenizer
 
+from ..build import merged
 from ..config import OptimizerConfig, RunConfig
 from ..data.joint import (
     JointBatch,
@@ -198,7 +200,9 @@ class JointStage:
         with engine.averaged(), torch.no_grad():
             latents = self._draw(prompts, bank.num_steps, scale, generator)
             verdicts = judge_latents(self.unimm.latents, prompts, latents)
-            self.auroc = area_under_roc(self._log_odds(prompts, latents), verdicts)
+            self.auroc = area_under_roc(
+                self._log_odds(prompts, latents).tolist(), verdicts.tolist()
+            )
             self.drawn_right = verdicts.float().mean().item()
             self.bank.add([p.text for p in prompts], latents, verdicts)
             self._add_noised(rng, generator, bank.batch_size // 4)
@@ -262,7 +266,7 @@ def build_model(config: JointConfig) -> UniMM:
     Parts whose shape an override changes keep their fresh initial weights.
     """
     stored, _ = read_config(config.init)
-    tree = _merged(to_dict(stored), config.model)
+    tree = merged(to_dict(stored), config.model)
     model_config = from_dict(UniMMConfig, tree)
     model = UniMM(model_config, attention="eager")
     before = load_model(config.init, stored, device=torch.device("cpu"), dtype=torch.float32)
@@ -276,22 +280,3 @@ def build_model(config: JointConfig) -> UniMM:
     if untrained:
         raise ValueError(f"{config.init} lacks {sorted(untrained)[:3]}; it is no such model")
     return model
-
-
-def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        old = merged.get(key)
-        both = isinstance(old, dict) and isinstance(value, Mapping)
-        merged[key] = _merged(old or {}, value) if both else value
-    return merged
-
-
-def area_under_roc(scores: Tensor, is_positive: Tensor) -> float:
-    """Return how often a right picture scores above a wrong one; NaN if either is missing."""
-    scores = scores.cpu()
-    right, wrong = scores[is_positive], scores[~is_positive]
-    if not len(right) or not len(wrong):
-        return float("nan")
-    difference = right[:, None] - wrong[None]
-    return ((difference > 0).float() + 0.5 * (difference == 0).float()).mean().item()

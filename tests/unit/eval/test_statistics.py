@@ -6,7 +6,8 @@ from math import isnan
 import numpy as np
 import pytest
 
-from eval.statistics import area_under_roc, wilson_interval
+from eval.statistics import wilson_interval
+from unimm.roc import area_under_roc
 
 
 @pytest.mark.parametrize(
