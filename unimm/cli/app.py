@@ -1,6 +1,7 @@
 """The command tree: every command, one file each."""
 
 import logging
+import os
 from typing import Annotated
 
 import typer
@@ -59,14 +60,23 @@ def unimm(
     - `unimm ask picture.png "what color is the circle?"`
     - `unimm chat`
     """
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
+    _configure_logging(verbose=verbose)
     if version:
         from unimm import __version__
 
         typer.echo(f"unimm {__version__}")
     elif context.invoked_subcommand is None:
         typer.echo(context.get_help(), nl=False)
+
+
+def _configure_logging(*, verbose: bool) -> None:
+    """Log warnings of ours; what transformers warns of, such as odd token ids, on request."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+    if not verbose:
+        # Where it is not imported yet, it takes its level from the variable, not from its logger.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        logging.getLogger("transformers").setLevel(logging.ERROR)
