@@ -140,10 +140,16 @@ def checkpoint_blocks(model: UniMM) -> None:
     enable({"use_reentrant": False})
 
 
-def compile_blocks(model: UniMM) -> None:
-    """Compile each block where it stands; names of parameters stay."""
+def compile_blocks(model: UniMM, *, dynamic: bool | None = None) -> None:
+    """Compile each block where it stands; names of parameters stay.
+
+    Args:
+        model: The model.
+        dynamic: Whether one compilation serves all batch shapes: False makes a faster one for
+            each shape, None finds out.
+    """
     for block in blocks(model):
-        block.compile()
+        block.compile(dynamic=dynamic)
 
 
 def blocks(model: UniMM) -> Sequence[nn.Module]:

@@ -154,8 +154,9 @@ class LocalEngine:
             torch._foreach_copy_([m.grad for m in self.masters if m.grad is not None], gradients)
         if self.ranks.size > 1:
             for master in self.masters:
-                own = torch.zeros_like(master) if master.grad is None else master.grad
-                master.grad = self.ranks.sum(own)
+                if master.grad is None:
+                    master.grad = torch.zeros_like(master)
+            self.ranks.sum_in_place([m.grad for m in self.masters if m.grad is not None])
 
     def _part_norms(self) -> dict[str, float]:
         """Return the norm of each part's gradients."""

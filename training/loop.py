@@ -1,7 +1,7 @@
 """The training loop: batches in, steps, metrics, checkpoints, pictures, the final model."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -54,7 +54,10 @@ class Stage(Protocol):
         """Return what is trained."""
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step: a pure function of the step, so that resuming is exact."""
+        """Return this process's batch of a step.
+
+        A pure function of step and process, so that resuming is exact.
+        """
 
     def loss(self, batch: Batch, *, step: int, generator: Generator) -> LossReport: ...
 
@@ -173,7 +176,7 @@ def _run_steps(
             )
         finished = step + 1
         if finished % run.log_every == 0 or done.skipped:
-            reporter.write(finished, _values(report, done))
+            reporter.write(finished, engine.ranks.mean(_values(report, done)))
         if run.sample_every and finished % run.sample_every == 0:
             _write_grid(stage, engine, run.output_dir, finished)
         if finished % run.save_every == 0 or finished == run.num_steps:
@@ -191,8 +194,11 @@ def _take_step(
         return stage.take_step(engine, batch, step=step)
     if not isinstance(engine, LocalEngine):
         raise UnimmError(f"{type(stage).__name__} trains in one process only")
-    report = stage.loss(batch, step=step, generator=step_generator(run, step))
-    return report, engine.step(report.loss, step)
+    ranks = engine.ranks
+    report = stage.loss(batch, step=step, generator=step_generator(run, ranks.place(step)))
+    # Gradients add up over the processes, and the step's loss is the mean of theirs.
+    done = engine.step(report.loss / ranks.size, step)
+    return replace(report, num_samples=report.num_samples * ranks.size), done
 
 
 def _values(report: LossReport, done: StepReport) -> dict[str, float]:
@@ -227,9 +233,14 @@ def _save(stage: Stage, engine: Engine, run: RunConfig, step: int) -> None:
     )
 
 
-def step_generator(run: RunConfig, step: int) -> Generator:
-    """Return the randomness of one step: the same whether or not the run was interrupted."""
-    return Generator(run.device).manual_seed((run.seed << 32) + step)
+def step_generator(run: RunConfig, place: int) -> Generator:
+    """Return the randomness of a process's part of a step, whether or not the run was interrupted.
+
+    Args:
+        run: The run.
+        place: Number of the part, from :meth:`Ranks.place`.
+    """
+    return Generator(run.device).manual_seed((run.seed << 32) + place)
 
 
 def export(stage: Stage, engine: Engine, directory: Path) -> Path:

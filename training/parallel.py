@@ -2,39 +2,51 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
+from .config import EngineConfig, OptimizerConfig, RunConfig
 from .engine import Engine, LocalEngine
 from .export import export_checkpoint
-from .loop import train
-from .ranks import ALONE, Ranks, connect, launched_ranks
-from .stages.unified import UnifiedConfig, UnifiedStage, run_device
+from .loop import Stage, train
+from .ranks import ALONE, Ranks, connect, launched_ranks, run_device
+from .stages.unified import UnifiedStage
 
 
-def train_unified(
-    build: Callable[[Ranks], Any], config: UnifiedConfig, *, header: str
+class RunnableConfig(Protocol):
+    """What the configurations of all stages have."""
+
+    @property
+    def run(self) -> RunConfig: ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+
+
+def train_on_ranks(
+    build: Callable[[Ranks], Stage], config: RunnableConfig, *, header: str
 ) -> Path | None:
-    """Train as :func:`training.loop.train` does, with the engine that the configuration names.
+    """Train as :func:`training.loop.train` does, on the processes that a launcher started.
 
     Args:
         build: Builds the stage for this process.
-        config: The run.
+        config: The run; its ``engine`` says how a step is divided, where the stage knows of it.
         header: First line of the written configuration.
     """
     ranks = launched_ranks()
-    device = run_device(config.run, ranks)
+    device = run_device(config.run.device, ranks)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    joins = ranks.size > 1 or config.engine.is_sharded
+    is_sharded = getattr(config, "engine", EngineConfig()).is_sharded
+    joins = ranks.size > 1 or is_sharded
     ranks = connect(ranks, device=device.type) if joins else ALONE
     try:
-        stage: UnifiedStage = build(ranks)
+        stage = build(ranks)
         engine = build_engine(stage, config, ranks)
         result = train(stage, config.run, config.optimizer, config, engine=engine, header=header)
-        if result is not None and config.engine.is_sharded and ranks.is_main:
+        if result is not None and is_sharded and ranks.is_main:
             export_checkpoint(config.run.output_dir, result)
         ranks.gather(None)
         return result
@@ -43,10 +55,13 @@ def train_unified(
             dist.destroy_process_group()
 
 
-def build_engine(stage: UnifiedStage, config: UnifiedConfig, ranks: Ranks) -> Engine:
+def build_engine(stage: Stage, config: RunnableConfig, ranks: Ranks) -> Engine:
     """Return the engine that a configuration names."""
     settings: Any = {"num_steps": config.run.num_steps, "ema_decay": config.run.ema_decay}
-    if not config.engine.is_sharded:
+    if not isinstance(stage, UnifiedStage):
+        return LocalEngine(stage.groups(), config.optimizer, **settings, ranks=ranks)
+    divided: EngineConfig = stage.config.engine
+    if not divided.is_sharded:
         return LocalEngine(
             stage.groups(), config.optimizer, **settings, module=stage.objective, ranks=ranks
         )
@@ -57,7 +72,7 @@ def build_engine(stage: UnifiedStage, config: UnifiedConfig, ranks: Ranks) -> En
         stage.groups(),
         stage.names,
         config.optimizer,
-        config.engine,
+        divided,
         **settings,
         ranks=ranks,
         device=stage.device,

@@ -6,7 +6,7 @@ MASTER_ADDR and MASTER_PORT; Slurm in variables of its own; without either there
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,12 +41,41 @@ class Ranks:
         """Whether this process writes what is written once."""
         return self.rank == 0
 
+    def place(self, step: int) -> int:
+        """Return the number of this process's part of a step among the parts of all steps.
+
+        What is drawn by this number differs between processes as it does between steps.
+        """
+        return step * self.size + self.rank
+
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over all processes, as a new tensor."""
         total = values.detach().clone()
         if self.size > 1:
             dist.all_reduce(total, group=None if total.is_cuda else self.control)
         return total
+
+    def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes, few messages for many tensors.
+
+        Args:
+            tensors: All of one dtype and device.
+        """
+        if self.size == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            dist.all_reduce(flat, group=None if flat.is_cuda else self.control)
+            parts = flat.split([tensor.numel() for tensor in bucket])
+            for tensor, part in zip(bucket, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def mean(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Return the mean over all processes of what each of them has measured."""
+        if self.size == 1:
+            return dict(values)
+        own = torch.tensor(list(values.values()), dtype=torch.float64)
+        return dict(zip(values, (self.sum(own) / self.size).tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
         """Return whether any process says yes: the same answer everywhere."""
@@ -79,6 +108,27 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def run_device(device: str, ranks: Ranks) -> torch.device:
+    """Return the device of this process: the GPU of its own number, where there are several."""
+    if device == "cuda" and ranks.size > 1:
+        return torch.device("cuda", ranks.local_rank)
+    return torch.device(device)
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield runs of tensors of about 100 MB in float32."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        size += tensor.numel()
+        if size >= 25_000_000:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
 
 
 def launched_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:

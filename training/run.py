@@ -12,8 +12,9 @@ from unimm.config_io import apply_override, from_dict, read_tree
 from unimm.errors import ConfigError, UserError
 
 from .config import RunConfig
-from .loop import Stage, train
-from .ranks import ALONE, Ranks
+from .loop import Stage
+from .parallel import train_on_ranks
+from .ranks import Ranks
 from .run_dir import check_run_dir
 
 StageName = Literal["vision", "decoder", "rae_decoder", "reading", "joint", "unified"]
@@ -36,12 +37,7 @@ def run_recipe(path: Path, overrides: Sequence[str]) -> Path | None:
     prepare_machine(config.run)
     check_run_dir(config.run.output_dir)
     header = f"stage: {name}\n"
-    if name != "unified":
-        stage = _build(name, config)
-        return train(stage, config.run, config.optimizer, config, header=header)
-    from .parallel import train_unified
-
-    return train_unified(lambda ranks: _build(name, config, ranks), config, header=header)
+    return train_on_ranks(lambda ranks: _build(name, config, ranks), config, header=header)
 
 
 def read_recipe(path: Path, overrides: Sequence[str]) -> tuple[StageName, dict[str, Any]]:
@@ -90,30 +86,30 @@ def _config_class(name: StageName) -> type[Any]:
             assert_never(name)
 
 
-def _build(name: StageName, config: Any, ranks: Ranks = ALONE) -> Stage:
+def _build(name: StageName, config: Any, ranks: Ranks) -> Stage:
     torch.manual_seed(config.run.seed)  # the initial weights; everything later draws explicitly
     match name:
         case "vision":
             from .stages.vision import VisionStage
 
-            return VisionStage(config)
+            return VisionStage(config, ranks)
         case "decoder":
             from .stages.decoder import DecoderStage
 
-            return DecoderStage(config)
+            return DecoderStage(config, ranks)
         case "rae_decoder":
             from .stages.rae_decoder import RAEDecoderStage
 
-            return RAEDecoderStage(config)
+            return RAEDecoderStage(config, ranks)
         case "reading":
             from .stages.reading import ReadingStage
 
-            return ReadingStage(config)
+            return ReadingStage(config, ranks)
 
         case "joint":
             from .stages.joint import JointStage
 
-            return JointStage(config)
+            return JointStage(config, ranks)
         case "unified":
             from .stages.unified import UnifiedStage
 

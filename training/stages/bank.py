@@ -7,6 +7,8 @@ Shape legend:
     B batch      N latent tokens      D latent channels
 """
 
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,32 @@ from torch import Tensor
 from unimm.image import pixels_to_images
 from unimm.latents import LatentSpace
 from unimm.scenes import Prompt, detect, judge
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BankConfig:
+    """How the verifier's examples are drawn.
+
+    Args:
+        start: First step that draws pictures to judge.
+        every: Steps between draws.
+        num_prompts: Prompts drawn for each time; a noised true picture of each is added.
+        pictures_per_prompt: Pictures drawn of each: the verifier learns to tell right from wrong
+            ones of the same prompt.
+        capacity: Pictures kept.
+        rows: Matching rows of a training step that come from the bank.
+        num_steps: Sampler steps.
+        guidance_scales: Guidance of a draw, each in turn.
+    """
+
+    start: int = 1000
+    every: int = 40
+    num_prompts: int = 24
+    pictures_per_prompt: int = 4
+    capacity: int = 4096
+    rows: int = 16
+    num_steps: int = 12
+    guidance_scales: tuple[float, ...] = (1.5, 2.5, 3.5)
 
 
 class PictureBank:
@@ -44,16 +72,30 @@ class PictureBank:
     def draw(
         self, count: int, rng: np.random.Generator
     ) -> tuple[list[tuple[str, bool]], Float[Tensor, "B N D"]]:
-        """Return cases, half right and half wrong ones as far as both exist."""
-        right = self.verdicts.nonzero().flatten().numpy()
-        wrong = (~self.verdicts).nonzero().flatten().numpy()
-        pools = [pool for pool in (right, wrong) if len(pool)]
-        chosen = [
-            int(pools[i % len(pools)][rng.integers(len(pools[i % len(pools)]))])
-            for i in range(count)
-        ]
-        cases = [(self.prompts[i], bool(self.verdicts[i])) for i in chosen]
-        return cases, self.latents[chosen]
+        """Return cases: a right and a wrong picture of one prompt, then of another.
+
+        Of the same prompt, because a verifier of pictures that differ in their prompts can do
+        well by knowing which prompts are hard. Without a prompt that has both, all are drawn from.
+        """
+        by_prompt = self._by_prompt()
+        pools = [pool for pool in by_prompt if all(pool)]
+        if not pools:
+            rights, wrongs = zip(*by_prompt, strict=True)
+            pools = [([*chain(*rights)], [*chain(*wrongs)])]
+        chosen: list[int] = []
+        while len(chosen) < count:
+            pool = pools[rng.integers(len(pools))]
+            chosen += [members[rng.integers(len(members))] for members in pool if members]
+        cases = [(self.prompts[i], bool(self.verdicts[i])) for i in chosen[:count]]
+        return cases, self.latents[chosen[:count]]
+
+    def _by_prompt(self) -> list[tuple[list[int], list[int]]]:
+        """Return the numbers of the right and of the wrong pictures of each prompt."""
+        found: dict[str, tuple[list[int], list[int]]] = {}
+        for number, is_right in enumerate(self.verdicts.tolist()):
+            right, wrong = found.setdefault(self.prompts[number], ([], []))
+            (right if is_right else wrong).append(number)
+        return list(found.values())
 
     def state_dict(self) -> dict[str, Any]:
         return {"latents": self.latents, "verdicts": self.verdicts, "prompts": self.prompts}

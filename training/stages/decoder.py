@@ -23,6 +23,7 @@ from ..engine import LocalEngine
 from ..grids import reconstruction_grid
 from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
+from ..ranks import ALONE, Ranks, run_device
 
 STREAM = 2
 
@@ -61,9 +62,9 @@ class DecoderConfig:
 class DecoderStage:
     """Train the decoder of a model whose tower stays as it is."""
 
-    def __init__(self, config: DecoderConfig) -> None:
-        self.config = config
-        self.device = torch.device(config.run.device)
+    def __init__(self, config: DecoderConfig, ranks: Ranks = ALONE) -> None:
+        self.config, self.ranks = config, ranks
+        self.device = run_device(config.run.device, ranks)
         stored, _ = read_config(config.init)
         self.tokenizer = load_tokenizer(config.init)
         self.model = load_model(config.init, stored, device=self.device, dtype=torch.float32).to(
@@ -79,7 +80,7 @@ class DecoderStage:
         return parameter_groups([("decoder", list(self.decoder.parameters()))])
 
     def batch(self, step: int) -> Tensor:
-        rng = step_rng(self.config.run.seed, STREAM, step)
+        rng = step_rng(self.config.run.seed, STREAM, self.ranks.place(step))
         return render_samples(sample_scenes(rng, self.grammar, self.config.batch_size))
 
     def loss(self, batch: Tensor, *, step: int, generator: Generator) -> LossReport:

@@ -22,10 +22,10 @@ from unimm.config_io import from_dict, to_dict
 from unimm.layout import Layout, stack_layouts
 from unimm.model import UniMM
 from unimm.roc import area_under_roc
-from unimm.scenes import Grammar, Prompt, load_prompts, sample_prompt
+from unimm.scenes import Grammar, Prompt, load_prompts, sample_prompt, sample_scene
 from unimm.tokenizer import load_tokenizer
 
-from ..build import merged
+from ..build import compile_blocks, merged
 from ..config import OptimizerConfig, RunConfig
 from ..data.joint import (
     JointBatch,
@@ -35,40 +35,18 @@ from ..data.joint import (
     matching_layout,
     tile_states,
 )
-from ..data.scenes import CachedTemplate, pixels_of, render_samples, sample_scenes, step_rng
+from ..data.scenes import CachedTemplate, SceneSample, pixels_of, render_samples, step_rng
 from ..engine import LocalEngine
 from ..fast_attention import use_fast_attention
 from ..fast_norm import use_fast_norms
 from ..grids import picture_grid
 from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
-from .bank import PictureBank, judge_latents
+from ..ranks import ALONE, Ranks, run_device
+from .bank import BankConfig, PictureBank, judge_latents
 from .reading import noised
 
 STREAM = 4
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BankConfig:
-    """How the verifier's examples are drawn.
-
-    Args:
-        start: First step that draws pictures to judge.
-        every: Steps between draws.
-        batch_size: Pictures drawn each time; a quarter as many noised true ones are added.
-        capacity: Pictures kept.
-        rows: Matching rows of a training step that come from the bank.
-        num_steps: Sampler steps.
-        guidance_scales: Guidance of a draw, each in turn.
-    """
-
-    start: int = 1000
-    every: int = 40
-    batch_size: int = 96
-    capacity: int = 4096
-    rows: int = 16
-    num_steps: int = 12
-    guidance_scales: tuple[float, ...] = (1.5, 2.5, 3.5)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +65,8 @@ class JointConfig:
         matching_weight: Of the cross-entropy on yes and no.
         read_noise: Largest standard deviation of noise on latents that are read.
         keep_generator: Go on from the generator in ``init`` instead of a fresh one.
+        compile_blocks: Compile each block of the language model and the DiT; takes minutes to
+            start, and a C++ compiler on a CPU.
     """
 
     run: RunConfig
@@ -100,14 +80,15 @@ class JointConfig:
     matching_weight: float = 1.0
     read_noise: float = 0.3
     keep_generator: bool = False
+    compile_blocks: bool = False
 
 
 class JointStage:
     """Train everything but the latent space."""
 
-    def __init__(self, config: JointConfig) -> None:
-        self.config = config
-        self.device = torch.device(config.run.device)
+    def __init__(self, config: JointConfig, ranks: Ranks = ALONE) -> None:
+        self.config, self.ranks = config, ranks
+        self.device = run_device(config.run.device, ranks)
         self.unimm = build_model(config)
         self.model = self.unimm
         self.unimm.to(self.device, getattr(torch, config.run.precision))
@@ -115,6 +96,8 @@ class JointStage:
         use_fast_norms(self.unimm.language)
         if self.device.type == "cpu":
             use_fast_attention(self.unimm.language)
+        if config.compile_blocks:
+            compile_blocks(self.unimm, dynamic=False)  # all batches have one shape
         self.grammar = Grammar.from_dict(self.unimm.config.grammar or {})
         self.tokenizer = load_tokenizer(config.init)
         self.template = CachedTemplate(self.tokenizer, self.unimm.config.chat)
@@ -127,7 +110,7 @@ class JointStage:
 
     def batch(self, step: int) -> JointBatch:
         return joint_batch(
-            step,
+            self.ranks.place(step),
             seed=self.config.run.seed,
             config=self.config.batch,
             grammar=self.grammar,
@@ -174,7 +157,7 @@ class JointStage:
         """Return the cross-entropy of yes/no on true pictures, and on drawn ones if there are."""
         if not len(self.bank):
             return self._reading_loss(layout, latents), None
-        rng = step_rng(self.config.run.seed, STREAM + 1, step)
+        rng = step_rng(self.config.run.seed, STREAM + 1, self.ranks.place(step))
         cases, drawn = self.bank.draw(self.config.bank.rows, rng)
         both = stack_layouts(layout, self._matching(cases))
         hidden = self.unimm(both, torch.cat([latents, drawn.to(latents)]))
@@ -193,39 +176,50 @@ class JointStage:
         bank = self.config.bank
         if step < bank.start or step % bank.every:
             return
-        rng = step_rng(self.config.run.seed, STREAM, step)
-        prompts = [sample_prompt(rng, self.grammar) for _ in range(bank.batch_size)]
+        rng = step_rng(self.config.run.seed, STREAM, self.ranks.place(step))
+        asked = [sample_prompt(rng, self.grammar) for _ in range(bank.num_prompts)]
+        prompts = [prompt for prompt in asked for _ in range(bank.pictures_per_prompt)]
         generator = Generator(self.device).manual_seed(int(rng.integers(2**62)))
         scale = bank.guidance_scales[(step // bank.every) % len(bank.guidance_scales)]
         with engine.averaged(), torch.no_grad():
-            latents = self._draw(prompts, bank.num_steps, scale, generator)
+            latents = self._draw(
+                asked, bank.num_steps, scale, generator, copies=bank.pictures_per_prompt
+            )
             verdicts = judge_latents(self.unimm.latents, prompts, latents)
             self.auroc = area_under_roc(
                 self._log_odds(prompts, latents).tolist(), verdicts.tolist()
             )
             self.drawn_right = verdicts.float().mean().item()
             self.bank.add([p.text for p in prompts], latents, verdicts)
-            self._add_noised(rng, generator, bank.batch_size // 4)
+            self._add_noised(asked, rng, generator)
 
-    def _add_noised(self, rng: Any, generator: Generator, count: int) -> None:
+    def _add_noised(self, prompts: list[Prompt], rng: Any, generator: Generator) -> None:
         """Add true pictures moved part of the way to noise, judged by what is left of them."""
-        samples = sample_scenes(rng, self.grammar, count)
+        samples = [SceneSample(p, sample_scene(rng, self.grammar, p)) for p in prompts]
         pixels = pixels_of(render_samples(samples).to(self.device), self.unimm.dtype)
         clean = self.unimm.latents.encode(pixels).float()
         noise = torch.randn(clean.shape, generator=generator, device=self.device)
-        t = torch.rand((count, 1, 1), generator=generator, device=self.device) * 0.9
+        t = torch.rand((len(prompts), 1, 1), generator=generator, device=self.device) * 0.9
         noised = torch.lerp(clean, noise, t)
-        prompts = [sample.prompt for sample in samples]
         verdicts = judge_latents(self.unimm.latents, prompts, noised)
         self.bank.add([p.text for p in prompts], noised, verdicts)
 
     def _draw(
-        self, prompts: Sequence[Prompt], num_steps: int, guidance_scale: float, generator: Generator
+        self,
+        prompts: Sequence[Prompt],
+        num_steps: int,
+        guidance_scale: float,
+        generator: Generator,
+        *,
+        copies: int = 1,
     ) -> Tensor:
+        """Return the latents of some pictures of each prompt, those of a prompt side by side."""
         turns = [self.template.draw(prompt.text) for prompt in prompts]
-        layout = self.unimm.lay_out(turns, pad_id=self.template.pad_id).to(self.device)
-        states = self.unimm.query_states(self.unimm(layout), layout)
-        shape = (len(prompts), self.unimm.latents.num_tokens, self.unimm.latents.dim)
+        layout = self.unimm.lay_out(
+            turns, pad_id=self.template.pad_id, length=self.config.batch.drawing_length
+        ).to(self.device)
+        states = tile_states(self.unimm.query_states(self.unimm(layout), layout), copies)
+        shape = (len(states), self.unimm.latents.num_tokens, self.unimm.latents.dim)
         noise = torch.randn(shape, generator=generator, device=self.device)
         return self.unimm.generator.sample(
             states, noise=noise, num_steps=num_steps, guidance_scale=guidance_scale
@@ -248,10 +242,15 @@ class JointStage:
         return picture_grid(self.unimm.latents.decode(latents))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"bank": self.bank.state_dict(), "seen": [self.drawn_right, self.auroc]}
+        # Every process has drawn a bank of its own.
+        return {
+            "banks": self.ranks.gather(self.bank.state_dict()),
+            "seen": [self.drawn_right, self.auroc],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.bank.load_state_dict(state["bank"])
+        banks = state["banks"]
+        self.bank.load_state_dict(banks[self.ranks.rank % len(banks)])
         self.drawn_right, self.auroc = state["seen"]
 
     def export(self, directory: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
@@ -27,6 +26,7 @@ from ..losses.adversarial import adaptive_weight
 from ..losses.critic import Critic, build_discriminator
 from ..losses.perceptual import LPIPS
 from ..optimizer import ParameterGroup, parameter_groups
+from ..ranks import ALONE, Ranks, run_device
 from .decoder import edge_strength
 from .latent_source import LatentSource, from_model, from_tower
 from .rae_decoder_config import RAEDecoderStageConfig
@@ -42,10 +42,9 @@ class RAEDecoderStage:
     whose batch is another. Its state is the stage's own, so a resumed run is the same run.
     """
 
-    def __init__(self, config: RAEDecoderStageConfig) -> None:
-        self.config = config
-        self.device = torch.device(config.run.device)
-        self.rank, self.num_ranks = _place()
+    def __init__(self, config: RAEDecoderStageConfig, ranks: Ranks = ALONE) -> None:
+        self.config, self.ranks = config, ranks
+        self.device = run_device(config.run.device, ranks)
         self.source = _open(config)
         self.space = self.source.space
         self.model: nn.Module = self.source.model
@@ -92,7 +91,7 @@ class RAEDecoderStage:
 
     def batch(self, step: int) -> Tensor:
         """Return pictures of the decoder's size, 8 bits, this rank's own."""
-        place, count = step * self.num_ranks + self.rank, self.config.batch_size
+        place, count = self.ranks.place(step), self.config.batch_size
         if self.pictures is not None:
             return self.pictures.batch(place * count, count)
         return self._scenes(step_rng(self.config.run.seed, STREAM, place), count)
@@ -161,7 +160,7 @@ class RAEDecoderStage:
         # After a restart the pictures of the last step are not at hand, but can be had again.
         batch = self._seen[1] if self._seen and self._seen[0] == last else self.batch(last)
         target = pixels_of(batch.to(self.device), torch.float32)
-        rng = step_rng(self.config.run.seed, STREAM + 1, last * self.num_ranks + self.rank)
+        rng = step_rng(self.config.run.seed, STREAM + 1, self.ranks.place(last))
         generator = Generator(self.device).manual_seed(int(rng.integers(2**62)))
         with torch.no_grad():
             latents = self.space.standardise(self._raw_features(target))
@@ -204,10 +203,3 @@ def _open(config: RAEDecoderStageConfig) -> LatentSource:
         image_size=config.image_size,
         encoder_size=config.encoder_size,
     )
-
-
-def _place() -> tuple[int, int]:
-    """Return this process's rank and how many there are."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1

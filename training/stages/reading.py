@@ -30,6 +30,7 @@ from ..fast_norm import use_fast_norms
 from ..grids import reconstruction_grid
 from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
+from ..ranks import ALONE, Ranks, run_device
 
 STREAM = 5
 
@@ -60,9 +61,9 @@ class ReadingConfig:
 class ReadingStage:
     """Train what reads; what sees and what draws are frozen."""
 
-    def __init__(self, config: ReadingConfig) -> None:
-        self.config = config
-        self.device = torch.device(config.run.device)
+    def __init__(self, config: ReadingConfig, ranks: Ranks = ALONE) -> None:
+        self.config, self.ranks = config, ranks
+        self.device = run_device(config.run.device, ranks)
         stored, _ = read_config(config.init)
         self.tokenizer = load_tokenizer(config.init)
         self.model: UniMM = load_model(
@@ -80,7 +81,7 @@ class ReadingStage:
 
     def batch(self, step: int) -> ReadingBatch:
         return reading_batch(
-            step,
+            self.ranks.place(step),
             seed=self.config.run.seed,
             config=self.config.batch,
             grammar=self.grammar,

@@ -49,7 +49,7 @@ from ..objective import (
     with_read_noise,
 )
 from ..optimizer import ParameterGroup, parameter_groups
-from ..ranks import ALONE, Ranks
+from ..ranks import ALONE, Ranks, run_device
 
 _GRID_PROMPTS = 16
 
@@ -94,7 +94,7 @@ class UnifiedStage:
     def __init__(self, config: UnifiedConfig, ranks: Ranks = ALONE) -> None:
         self.config, self.ranks = config, ranks
         self.plan = StepPlan(config.samples_per_step, config.engine.accumulation, ranks)
-        self.device = run_device(config.run, ranks)
+        self.device = run_device(config.run.device, ranks)
         dtype = getattr(torch, config.run.precision)
         self.unimm = build_model(config.model, device=self.device, dtype=dtype)
         self.objective = JointObjective(self.unimm, config.objective)
@@ -290,10 +290,3 @@ def build_report(config: UnifiedConfig, ranks: Ranks) -> SkipReport | None:
         return None
     path = config.run.output_dir / "skipped" / f"rank-{ranks.rank:04d}.jsonl"
     return SkipReport(path, config.data)
-
-
-def run_device(run: RunConfig, ranks: Ranks) -> torch.device:
-    """Return the device of this process: the GPU of its own number, where there are several."""
-    if run.device == "cuda" and ranks.size > 1:
-        return torch.device("cuda", ranks.local_rank)
-    return torch.device(run.device)

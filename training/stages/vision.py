@@ -39,6 +39,7 @@ from ..engine import LocalEngine
 from ..grids import reconstruction_grid
 from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
+from ..ranks import ALONE, Ranks, run_device
 from .text_tower import ImageTextPair, TextTowerConfig
 
 STREAM = 1
@@ -100,8 +101,8 @@ class VisionBatch:
 class VisionStage:
     """Train tower, decoder, language model and projector together."""
 
-    def __init__(self, config: VisionConfig) -> None:
-        self.config = config
+    def __init__(self, config: VisionConfig, ranks: Ranks = ALONE) -> None:
+        self.config, self.ranks = config, ranks
         self.grammar = Grammar.from_dict(config.model.grammar or {})
         seed = config.run.seed
         self.tokenizer = train_tokenizer(
@@ -118,10 +119,10 @@ class VisionStage:
                 ),
             }
         )
-        self.model.to(config.run.device, getattr(torch, config.run.precision))
+        self.device = run_device(config.run.device, ranks)
+        self.model.to(self.device, getattr(torch, config.run.precision))
         self.unimm.train_only(["language", "projector", "latents"])
         self.unimm.latents.tower.set_attn_implementation("eager")
-        self.device = torch.device(config.run.device)
 
     @property
     def unimm(self) -> UniMM:
@@ -139,7 +140,7 @@ class VisionStage:
 
     def batch(self, step: int) -> VisionBatch:
         config = self.config
-        rng = step_rng(config.run.seed, STREAM, step)
+        rng = step_rng(config.run.seed, STREAM, self.ranks.place(step))
         samples = sample_scenes(rng, self.grammar, config.batch_size)
         captions = [self.template.encode(dense_caption(s.scene, rng)) for s in samples]
         conversations = [
