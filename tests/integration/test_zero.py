@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from training.checkpoint import load_state
 from unimm.checkpoint import save_checkpoint
 from unimm.config import UniMMConfig
 from unimm.latents import LatentSpaceConfig
@@ -309,3 +310,43 @@ def test_states_on_the_cpu_change_nothing(runs: Runs, whole: list[dict[str, floa
 def test_samples_that_cannot_be_shared_out_are_refused_by_all(runs: Runs) -> None:
     assert runs("odd", "samples_per_step=9", ranks=2) == [2, 2]
     assert "9 samples of a step cannot be shared out evenly" in runs.launch.said(1)
+
+
+JOINT = (
+    "batch.num_prompts=3",
+    "batch.pictures_per_prompt=2",
+    "batch.matching_rows=2",
+    "batch.reading_rows=2",
+    "batch.chat_rows=1",
+    "bank.start=1",
+    "bank.every=2",
+    "bank.num_prompts=2",
+    "bank.pictures_per_prompt=2",
+    "bank.rows=2",
+    "bank.num_steps=2",
+    "keep_generator=true",
+    "model={}",
+)
+
+
+def test_a_stage_of_the_miniature_world_trains_on_two_processes_and_goes_on(runs: Runs) -> None:
+    """Each process draws its own share of a step and keeps its own bank of drawn pictures."""
+
+    def train(name: str, **order: Any) -> list[int]:
+        settings = [line for line in TINY if line.startswith(("run.", "optimizer.lr"))]
+        place = (f"run.output_dir={runs.folder / name}", f"init={runs.init}")
+        return runs.launch("train", "scenes/joint", *settings, *JOINT, *place, **order)
+
+    assert train("joint1") == [0], runs.launch.said()
+    assert train("joint2", ranks=2) == [0, 0], runs.launch.said()
+    at_three = {"at_step": 3, "signal": signal.SIGTERM, "signalled": [1]}
+    assert train("joint-resumed", ranks=2, **at_three) == [0, 0], runs.launch.said()
+    assert not (runs.folder / "joint-resumed" / "model").exists()
+    assert train("joint-resumed", ranks=2) == [0, 0], runs.launch.said()
+    assert runs.metrics("joint-resumed") == runs.metrics("joint2")
+    assert_same_model(runs, "joint-resumed", "joint2", rtol=0, atol=0)
+    (checkpoint,) = (runs.folder / "joint2" / "checkpoints").glob("step-00000006")
+    first, second = load_state(checkpoint)["stage"]["banks"]
+    assert not torch.equal(first["latents"], second["latents"])
+    ours, theirs = runs.metrics("joint2")[0], runs.metrics("joint1")[0]
+    assert ours["flow"] != theirs["flow"]  # twice the data: the mean over both shares

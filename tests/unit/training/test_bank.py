@@ -86,3 +86,15 @@ def test_pictures_are_judged_by_their_own_prompts() -> None:
     assert judge_latents(space, prompts, latents).all()
     assert not judge_latents(space, others, latents).any()
     assert not judge_latents(space, prompts, torch.zeros_like(latents)).any()
+
+
+def test_right_and_wrong_pictures_of_a_draw_share_their_prompts() -> None:
+    """Or a verifier could do well by knowing which prompts are hard."""
+    bank = PictureBank(100)
+    verdicts = torch.tensor([True, True, True, False, True, False, False, False])
+    prompts = ["easy"] * 3 + ["mixed"] * 2 + ["other"] + ["hard"] * 2
+    bank.add([*prompts, "other"], torch.zeros(9, 1, 1), torch.cat([verdicts, torch.tensor([True])]))
+    cases, _ = bank.draw(40, np.random.default_rng(0))
+    assert {prompt for prompt, _ in cases} == {"mixed", "other"}
+    for first, second in zip(cases[::2], cases[1::2], strict=True):
+        assert (first[0], first[1], second[1]) == (second[0], True, False)
