@@ -30,6 +30,7 @@ class Work:
         tokens: Supervised tokens.
         drawn: Pictures times the times drawn for each.
         encoded: Pictures that go through the frozen tower.
+        longest: Positions of the longest conversation.
     """
 
     positions: float
@@ -37,6 +38,7 @@ class Work:
     tokens: float
     drawn: float
     encoded: float
+    longest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ def work_of(
         tokens=tokens,
         drawn=drawn * copies,
         encoded=sum(not p.is_floating_point() for p in pictures),
+        longest=max(lengths),
     )
 
 

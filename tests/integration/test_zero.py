@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import unimm
 from training.checkpoint import load_state
 from unimm.checkpoint import save_checkpoint
 from unimm.config import UniMMConfig
@@ -28,6 +29,7 @@ from unimm.testing import tiny_config, tiny_model, tiny_tokenizer
 pytest.importorskip("deepspeed")
 
 NUM_STEPS = 6
+SHIPPED = Path(unimm.__file__).parent / "models" / "scenes-small"
 ROOT = Path(__file__).parents[2]
 
 TINY = (
@@ -312,6 +314,30 @@ def test_samples_that_cannot_be_shared_out_are_refused_by_all(runs: Runs) -> Non
     assert "9 samples of a step cannot be shared out evenly" in runs.launch.said(1)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_process_holds_the_memory_that_was_planned(runs: Runs, stage: int) -> None:
+    """Weights, gradients and optimiser of the shipped model, against what the plan says."""
+    from training.plan import Machine, plan_recipe
+    from training.recipes import find_recipe
+
+    engine = LOCAL if stage == 0 else (f"engine.zero_stage={stage}", "engine.bucket_size=100000")
+    settings = (
+        *TINY,
+        *engine,
+        f"run.output_dir={runs.folder / f'weighed{stage}'}",
+        f"model.init={SHIPPED}",
+        "run.precision=bfloat16",
+        "run.num_steps=2",
+        "run.save_every=100",
+        "samples_per_step=2",
+    )
+    assert runs.launch("train", "scenes/zero", *settings, ranks=2, weigh_at=1) == [0, 0]
+    plan = plan_recipe(find_recipe("scenes/zero"), list(settings), Machine(num_gpus=2))
+    held = [int((runs.folder / f"rank.{rank}.bytes").read_text()) for rank in range(2)]
+    for bytes_of_rank in held:
+        assert bytes_of_rank == pytest.approx(plan.state_bytes[stage], rel=0.15)
+
+
 JOINT = (
     "batch.num_prompts=3",
     "batch.pictures_per_prompt=2",
@@ -324,6 +350,9 @@ JOINT = (
     "bank.pictures_per_prompt=2",
     "bank.rows=2",
     "bank.num_steps=2",
+    "batch.drawing_length=160",
+    "batch.matching_length=160",
+    "batch.reading_length=500",
     "keep_generator=true",
     "model={}",
 )
