@@ -125,7 +125,7 @@ def test_what_an_autoencoder_has_not_is_refused(changes: dict[str, Any], message
 def test_a_configuration_of_something_else_is_refused() -> None:
     wrong = {**tiny_vae_space().tower, "hidden_size": 3}
     config = LatentSpaceConfig(kind="flux_vae", image_size=16, patch_size=4, tower=wrong)
-    with pytest.raises(ValueError, match="no configuration of an AutoencoderKL: .*hidden_size"):
+    with pytest.raises(ValueError, match=r"no configuration of an AutoencoderKL: .*hidden_size"):
         build_latent_space(config)
 
 
