@@ -177,7 +177,8 @@ def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[Work, list[str]]:
         squared=count * length**2,
         tokens=count * max(0, length - model.config.num_queries),
         drawn=count * config.objective.times_per_picture,
-        encoded=count,
+        seen=0,
+        targets=count,
     )
     note = (
         f"{', '.join(missing)}: not there; each sample counts as {length} positions and a picture "
@@ -189,7 +190,7 @@ def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[Work, list[str]]:
 def _sampled_work(config: UnifiedConfig, model: UniMM) -> Work:
     return work_of(
         open_source(config, model).read(range(config.samples_per_step)).examples,
-        latents=model.config.latents,
+        latents=model.config.seen,
         num_queries=model.config.num_queries,
         copies=config.objective.times_per_picture,
     )

@@ -1,4 +1,4 @@
-"""A model that draws a VAE's latents looks at its pictures by way of pixels; others do not change."""
+"""A model that draws a VAE's latents looks at pictures by way of pixels; others do not change."""
 
 import json
 from pathlib import Path
