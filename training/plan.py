@@ -123,7 +123,9 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
     work, notes = _step_work(config, model)
     if config.model.awaits_assembly:
         init = config.model.init
-        notes.append(f"{init} is not there; parts have their published sizes, without a decoder")
+        has_decoder = model.config.vision is not None  # a VAE's
+        without = "" if has_decoder else ", without a decoder"
+        notes.append(f"{init} is not there; parts have their published sizes{without}")
     stages: tuple[ZeroStage, ...] = get_args(ZeroStage)
     memory = {
         int(stage): state_bytes(
