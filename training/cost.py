@@ -34,6 +34,7 @@ class Work:
         drawn: Pictures times the times drawn for each.
         seen: Pictures that the frozen tower encodes to be read.
         targets: Pictures that are encoded to be drawn, by the same tower or by a VAE.
+        longest: Positions of the longest conversation.
     """
 
     positions: float
@@ -42,6 +43,7 @@ class Work:
     drawn: float
     seen: float
     targets: float
+    longest: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ def work_of(
         drawn=len(drawn) * copies,
         seen=sum(not picture.is_floating_point() for picture in seen),
         targets=sum(not picture.is_floating_point() for picture in drawn),
+        longest=max(lengths),
     )
 
 

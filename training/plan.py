@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import get_args
+
+import torch
 
 from unimm.checkpoints.assemble import empty_parameters
 from unimm.config_io import from_dict
@@ -12,6 +15,7 @@ from unimm.memory import format_bytes
 from unimm.model import UniMM
 from unimm.tokenizer import load_tokenizer
 
+from .activations import MicroBatch, activation_bytes
 from .build import prepare
 from .cost import PartSize, StepCost, Work, ZeroStage, part_sizes, state_bytes, work_of
 from .data.scenes import CachedTemplate
@@ -50,6 +54,8 @@ class Plan:
     Args:
         sizes: Parameters by part.
         state_bytes: Weights, gradients and optimiser in each process, by ZeRO stage.
+        batch: What a process takes forward and backward at once.
+        activation_bytes: Activations of such a micro-batch.
         work: What a step handles.
         flops: Of a step, over all GPUs.
         machine: What it was planned for.
@@ -59,6 +65,8 @@ class Plan:
 
     sizes: list[PartSize]
     state_bytes: dict[int, float]
+    batch: MicroBatch
+    activation_bytes: int
     work: Work
     flops: float
     machine: Machine
@@ -78,9 +86,20 @@ class Plan:
             yield f"{size.part:<12}{size.total:>16,}{size.trained:>16,}"
         total, trained = (sum(getattr(s, n) for s in self.sizes) for n in ("total", "trained"))
         yield f"{'all':<12}{total:>16,}{trained:>16,}"
-        yield f"weights, gradients and optimiser on each of {self.machine.num_gpus} GPUs:"
+        batch, on_top = self.batch, self.activation_bytes
+        yield (
+            f"activations of {batch.rows} rows of {batch.length} positions, {batch.drawn} drawn: "
+            f"{format_bytes(on_top)}"
+        )
+        yield (
+            f"weights, gradients, optimiser, and with activations, on each of "
+            f"{self.machine.num_gpus} GPUs:"
+        )
         for stage, count in self.state_bytes.items():
-            yield f"  ZeRO-{stage}: {format_bytes(round(count))} (activations come on top)"
+            yield (
+                f"  ZeRO-{stage}: {format_bytes(round(count))}, "
+                f"{format_bytes(round(count) + on_top)}"
+            )
         work = self.work
         yield (
             f"a step: {work.positions:,.0f} positions, {work.tokens:,.0f} supervised tokens, "
@@ -139,7 +158,35 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
     }
     flops = StepCost.of(model).flops(work)
     data = () if missing_files(config) else data_lines(config, model)
-    return Plan(sizes, memory, work, flops, machine, tuple(notes), data)
+    model.to("meta", dtype=getattr(torch, config.run.precision))
+    batch = micro_batch(config, work, machine)
+    checkpointed = config.model.checkpoint_activations
+    activations = activation_bytes(model, batch, is_checkpointed=checkpointed)
+    return Plan(
+        sizes=sizes,
+        state_bytes=memory,
+        batch=batch,
+        activation_bytes=activations,
+        work=work,
+        flops=flops,
+        machine=machine,
+        notes=tuple(notes),
+        data=data,
+    )
+
+
+def micro_batch(config: UnifiedConfig, work: Work, machine: Machine) -> MicroBatch:
+    """Return an average micro-batch of a step's work, its rows padded as the run pads them."""
+    parts = machine.num_gpus * config.engine.accumulation
+    packed = config.data.row_length if config.data is not None else None
+    length = packed or config.sequence_length or work.longest
+    rows = work.positions / length if packed else config.samples_per_step
+    return MicroBatch(
+        rows=ceil(rows / parts),
+        length=length,
+        tokens=ceil(work.tokens / parts),
+        drawn=ceil(work.drawn / parts),
+    )
 
 
 def data_lines(config: UnifiedConfig, model: UniMM) -> tuple[str, ...]:
@@ -181,6 +228,7 @@ def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[Work, list[str]]:
         drawn=count * config.objective.times_per_picture,
         seen=0,
         targets=count,
+        longest=length,
     )
     note = (
         f"{', '.join(missing)}: not there; each sample counts as {length} positions and a picture "
