@@ -193,4 +193,4 @@ def _encoding(config: LatentSpaceConfig, space: LatentSpace) -> float:
     pixels = torch.empty((1, 3, config.image_size, config.image_size), device="meta")
     with FlopCounterMode(display=False) as counter:
         autoencoder.encode(pixels)
-    return counter.get_total_flops()
+    return float(counter.get_total_flops())

@@ -67,11 +67,11 @@ def config_of(options: Options) -> UniMMConfig:
     """Return what a reader should make of the release."""
     if options.vae:
         one = config_of(replace(options, vae=False))
-        tower = {**one.latents.tower, "image_size": 20}
+        eyes = {**one.latents.tower, "image_size": 20}
         return replace(
             one,
             latents=LatentSpaceConfig(kind="flux_vae", image_size=16, patch_size=4, tower=VAE),
-            vision=LatentSpaceConfig(image_size=20, patch_size=4, tower=tower),
+            vision=LatentSpaceConfig(image_size=20, patch_size=4, tower=eyes),
         )
     tower: dict[str, Any] = {
         "hidden_size": DIM,
