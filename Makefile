@@ -1,7 +1,7 @@
 PYTHON ?= python3
 CONSTRAINTS ?= constraints/cpu.txt
 EXTRAS ?= training
-TEST_EXTRAS ?= training,deepspeed,lora,data,gguf
+TEST_EXTRAS ?= training,deepspeed,lora,data,gguf,vae
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Int64
@@ -45,7 +45,8 @@ class ExampleLike(Protocol):
 class Example:
     """One conversation and its pictures.
 
-    A picture is uint8 (3, S, S) or float latents (N, D); all of a run are of one form.
+    A picture is uint8 (3, S, S) or float latents (N, D); all that a run reads are of one form, and
+    all that it draws.
 
     Args:
         segments: What the language model reads.
@@ -71,7 +72,8 @@ class TrainingBatch:
     Args:
         layout: The sequences.
         read: Pictures to read, uint8 (I, 3, S, S) or latents (I, N, D).
-        drawn: Pictures to draw, in the same form, (A, ...).
+        drawn: Pictures to draw, likewise; of another size where the model draws in another latent
+            space than it sees in.
         read_seeds: Seed of each picture to read.
         drawn_seeds: Seed of each picture to draw.
         is_drawn: False for a picture without weight.
@@ -109,13 +111,20 @@ class TrainingBatch:
         )
 
 
-def collate(samples: Sequence[ExampleLike], *, lay_out: LayOut, blank: Tensor) -> TrainingBatch:
+class Blanks(NamedTuple):
+    """Pictures of a run's form, to stand in where there is none."""
+
+    read: Tensor
+    drawn: Tensor
+
+
+def collate(samples: Sequence[ExampleLike], *, lay_out: LayOut, blanks: Blanks) -> TrainingBatch:
     """Return samples as one batch.
 
     Args:
         samples: Conversations; there may be none.
         lay_out: Lays their segments out.
-        blank: A picture of the run's form, to stand in where there is none.
+        blanks: Stand in where there is no picture.
     """
     filler: list[Segment] = []
     read = [(picture, seed) for s in samples for picture, seed in _seeded(s.read, s.seed, 0)]
@@ -123,10 +132,10 @@ def collate(samples: Sequence[ExampleLike], *, lay_out: LayOut, blank: Tensor) -
     num_drawn = len(drawn)
     if not read:
         filler.append(ImageSegment())
-        read.append((blank, 0))
+        read.append((blanks.read, 0))
     if not drawn:
         filler.append(QuerySegment())
-        drawn.append((blank, 0))
+        drawn.append((blanks.drawn, 0))
     sequences = [sample.segments for sample in samples]
     return TrainingBatch(
         layout=lay_out([*sequences, filler] if filler else sequences),

@@ -90,6 +90,7 @@ def cache_latents(
     """
     import torch
 
+    from unimm.fingerprint import latent_space_id
     from unimm.pipeline import Pipeline
 
     from .data.caching import cache_latents as encode_all
@@ -101,27 +102,31 @@ def cache_latents(
         raise UserError("name the cache with --output DIR, or as data.latent_cache in the recipe")
     place = torch.device(pick_device(device))
     pipeline = Pipeline.from_pretrained(model, device=place)
-    with progress_bar("encoding") as progress:
-        report = encode_all(
-            data,
-            pipeline.model.latents,
-            space=pipeline.space,
-            root=root,
-            device=place,
-            dtype=parse_dtype(dtype),
-            batch_size=batch_size,
-            num_workers=workers,
-            part=parse_part(part),
-            progress=progress,
+    spaces = {pipeline.space: pipeline.model.latents}
+    if pipeline.model.vision is not None:  # a picture is read in one sample, drawn in another
+        spaces[latent_space_id(pipeline.model, seen=True)] = pipeline.model.vision
+    for name, space in spaces.items():
+        with progress_bar("encoding") as progress:
+            report = encode_all(
+                data,
+                space,
+                space=name,
+                root=root,
+                device=place,
+                dtype=parse_dtype(dtype),
+                batch_size=batch_size,
+                num_workers=workers,
+                part=parse_part(part),
+                progress=progress,
+            )
+        for problem in report.problems[:20]:
+            warn(problem)
+        typer.echo(
+            f"{report.num_pictures} pictures, {report.num_encoded} of them new, "
+            f"{len(report.problems)} samples that cannot be read",
+            err=True,
         )
-    for problem in report.problems[:20]:
-        warn(problem)
-    typer.echo(
-        f"{report.num_pictures} pictures, {report.num_encoded} of them new, "
-        f"{len(report.problems)} samples that cannot be read",
-        err=True,
-    )
-    typer.echo(report.folder)
+        typer.echo(report.folder)
 
 
 def parse_part(text: str) -> tuple[int, int]:

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from metaquery.layers import TimeEmbedding
-from unimm.latents import LatentSpaceConfig
-from unimm.model import PARTS, UniMM
+from unimm.checkpoints.assemble import empty_parameters
+from unimm.latents import LatentSpace, LatentSpaceConfig, build_latent_space
+from unimm.model import UniMM
 
 from .batch import ExampleLike
 
@@ -29,7 +32,8 @@ class Work:
         squared: Sum over rows of their squared length, for attention.
         tokens: Supervised tokens.
         drawn: Pictures times the times drawn for each.
-        encoded: Pictures that go through the frozen tower.
+        seen: Pictures that the frozen tower encodes to be read.
+        targets: Pictures that are encoded to be drawn, by the same tower or by a VAE.
         longest: Positions of the longest conversation.
     """
 
@@ -37,7 +41,8 @@ class Work:
     squared: float
     tokens: float
     drawn: float
-    encoded: float
+    seen: float
+    targets: float
     longest: int = 0
 
 
@@ -53,7 +58,7 @@ class PartSize:
 def part_sizes(model: UniMM) -> list[PartSize]:
     """Return the parameters of every part."""
     sizes = []
-    for name in PARTS:
+    for name in model.parts:
         parameters = list(model.part(name).parameters())
         trained = sum(p.numel() for p in parameters if p.requires_grad)
         sizes.append(PartSize(name, sum(p.numel() for p in parameters), trained))
@@ -68,7 +73,8 @@ class StepCost:
     per_squared: float
     per_token: float
     per_drawn: float
-    per_encoded: float
+    per_seen: float
+    per_target: float
 
     @classmethod
     def of(cls, model: UniMM) -> "StepCost":
@@ -89,7 +95,8 @@ class StepCost:
             per_squared=2 * config.num_hidden_layers * heads * head_dim * passes,  # causal: half
             per_token=2 * _linear(head) * passes,
             per_drawn=drawn * 3,
-            per_encoded=2 * _linear(_tower(model)) * tokens,
+            per_seen=_encoding(model.config.seen, model.seen),
+            per_target=_encoding(model.config.latents, model.latents),
         )
 
     def flops(self, work: Work) -> float:
@@ -99,14 +106,15 @@ class StepCost:
             + self.per_squared * work.squared
             + self.per_token * work.tokens
             + self.per_drawn * work.drawn
-            + self.per_encoded * work.encoded
+            + self.per_seen * work.seen
+            + self.per_target * work.targets
         )
 
 
 def work_of(
     samples: Sequence[ExampleLike], *, latents: LatentSpaceConfig, num_queries: int, copies: int
 ) -> Work:
-    """Return what a step of these samples handles."""
+    """Return what a step of these samples handles; ``latents`` are those that are read."""
     from unimm.chat import TextSegment
     from unimm.layout import sequence_length
 
@@ -120,14 +128,15 @@ def work_of(
         for segment in sample.segments
         if isinstance(segment, TextSegment) and segment.supervised
     )
-    drawn = sum(len(sample.drawn) for sample in samples)
-    pictures = [p for s in samples for p in (*s.read, *s.drawn)]
+    drawn = [picture for sample in samples for picture in sample.drawn]
+    seen = [picture for sample in samples for picture in sample.read]
     return Work(
         positions=sum(lengths),
         squared=sum(length**2 for length in lengths),
         tokens=tokens,
-        drawn=drawn * copies,
-        encoded=sum(not p.is_floating_point() for p in pictures),
+        drawn=len(drawn) * copies,
+        seen=sum(not picture.is_floating_point() for picture in seen),
+        targets=sum(not picture.is_floating_point() for picture in drawn),
         longest=max(lengths),
     )
 
@@ -137,7 +146,7 @@ def state_bytes(
 ) -> float:
     """Return the bytes of weights, gradients and optimiser in each of ``ranks`` processes.
 
-    The frozen latent space is whole everywhere. Activations and buffers come on top.
+    The frozen latent spaces are whole everywhere. Activations and buffers come on top.
 
     Args:
         sizes: Of the model's parts.
@@ -146,7 +155,7 @@ def state_bytes(
         itemsize: Bytes of a computed parameter: 2 in bfloat16.
         keeps_average: Whether there is a moving average of the weights.
     """
-    frozen_space = sum(size.total for size in sizes if size.part == "latents")
+    frozen_space = sum(size.total for size in sizes if size.part in ("latents", "vision"))
     weights = sum(size.total for size in sizes) - frozen_space
     trained = sum(size.trained for size in sizes)
     # float32: master, two moments, and perhaps the average.
@@ -175,6 +184,13 @@ def _is_trained(module: nn.Module) -> bool:
     )
 
 
-def _tower(model: UniMM) -> nn.Module | None:
-    """Return the latent space's encoder without its pixel decoder."""
-    return getattr(model.latents, "tower", None)
+def _encoding(config: LatentSpaceConfig, space: LatentSpace) -> float:
+    """Return the operations of encoding a picture; decoders are not run."""
+    if config.kind != "flux_vae":
+        return 2 * _linear(getattr(space, "tower", None)) * config.num_tokens
+    with empty_parameters():
+        autoencoder: Any = build_latent_space(config)
+    pixels = torch.empty((1, 3, config.image_size, config.image_size), device="meta")
+    with FlopCounterMode(display=False) as counter:
+        autoencoder.encode(pixels)
+    return float(counter.get_total_flops())

@@ -142,7 +142,9 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
     work, notes = _step_work(config, model)
     if config.model.awaits_assembly:
         init = config.model.init
-        notes.append(f"{init} is not there; parts have their published sizes, without a decoder")
+        has_decoder = model.config.vision is not None  # a VAE's
+        without = "" if has_decoder else ", without a decoder"
+        notes.append(f"{init} is not there; parts have their published sizes{without}")
     stages: tuple[ZeroStage, ...] = get_args(ZeroStage)
     memory = {
         int(stage): state_bytes(
@@ -224,7 +226,8 @@ def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[Work, list[str]]:
         squared=count * length**2,
         tokens=count * max(0, length - model.config.num_queries),
         drawn=count * config.objective.times_per_picture,
-        encoded=count,
+        seen=0,
+        targets=count,
         longest=length,
     )
     note = (
@@ -237,7 +240,7 @@ def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[Work, list[str]]:
 def _sampled_work(config: UnifiedConfig, model: UniMM) -> Work:
     return work_of(
         open_source(config, model).read(range(config.samples_per_step)).examples,
-        latents=model.config.latents,
+        latents=model.config.seen,
         num_queries=model.config.num_queries,
         copies=config.objective.times_per_picture,
     )

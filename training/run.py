@@ -8,6 +8,7 @@ from typing import Any, Literal, assert_never, get_args
 
 import torch
 
+from unimm.checkpoint import CONFIG_NAME, read_config
 from unimm.config_io import apply_override, from_dict, read_tree
 from unimm.errors import ConfigError, UserError
 
@@ -86,7 +87,23 @@ def _config_class(name: StageName) -> type[Any]:
             assert_never(name)
 
 
+def _refuse_two_spaces(name: StageName, config: Any) -> None:
+    """Raise UserError if a stage of the miniature world would have to read what it cannot."""
+    if name in ("unified", "rae_decoder"):
+        return
+    init: Path | None = getattr(config, "init", None)
+    if init is not None and not (init / CONFIG_NAME).is_file():
+        return  # the stage says what is missing
+    model = config.model if init is None else read_config(init)[0]
+    if model.vision is not None:
+        raise UserError(
+            f"the stage {name!r} trains models that read what they draw, and this one sees in "
+            f"another latent space than it draws in; train it by the stage 'unified'"
+        )
+
+
 def _build(name: StageName, config: Any, ranks: Ranks) -> Stage:
+    _refuse_two_spaces(name, config)
     torch.manual_seed(config.run.seed)  # the initial weights; everything later draws explicitly
     match name:
         case "vision":

@@ -74,6 +74,21 @@ TOWERS: dict[str, LatentSpaceConfig] = {
 }
 """Latent spaces by hub id of their tower, without a pixel decoder."""
 
+AUTOENCODERS: dict[str, dict[str, Any]] = {
+    "black-forest-labs/FLUX.1-dev": {
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "latent_channels": 16,
+        "scaling_factor": 0.3611,
+        "shift_factor": 0.1159,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+}
+"""Configurations of autoencoders by hub id, as far as they are not diffusers' defaults."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assembly:
@@ -84,6 +99,8 @@ class Assembly:
         tower: Vision tower: a Hugging Face folder or hub id.
         decoder: Pixel decoder: a folder or hub id of Scale-RAE, or the model of a run of the
             stage ``rae_decoder``; None for a model that draws latents alone.
+        vae: Instead of a decoder, an AutoencoderKL whose latents are drawn while the tower sees:
+            a folder of diffusers or hub id (extra ``vae``). The paper's baseline.
         generator: Size of the DiT by name (:data:`DIT_SIZES`), or a YAML file with keys of
             :class:`metaquery.generator.GeneratorConfig`.
         connector: From hidden states to the DiT's condition: ``linear`` is Scale-RAE's,
@@ -94,6 +111,7 @@ class Assembly:
     language: str
     tower: str
     decoder: str | None = None
+    vae: str | None = None
     generator: str = "2.4B"
     connector: ConnectorKind = "linear"
     queries: int = 256
@@ -102,6 +120,10 @@ class Assembly:
         if self.queries < 1 or isqrt(self.queries) ** 2 != self.queries:
             raise ValueError(
                 f"queries must be a square number, one for each latent token, got {self.queries}"
+            )
+        if self.vae is not None and self.decoder is not None:
+            raise ValueError(
+                f"a VAE decodes what it encodes: give decoder ({self.decoder}) or vae ({self.vae})"
             )
         if self.connector not in get_args(ConnectorKind):
             raise ValueError(
@@ -119,6 +141,8 @@ class Assembly:
         words = [f"unimm assemble {out} --language {self.language} --tower {self.tower}"]
         if self.decoder:
             words.append(f"--decoder {self.decoder}")
+        if self.vae:
+            words.append(f"--vae {self.vae}")
         words.append(f"--generator {self.generator}")
         if self.connector != "linear":
             words.append(f"--connector {self.connector}")
@@ -142,15 +166,33 @@ def published_config(assembly: Assembly) -> UniMMConfig:
         raise UserError(
             f"the sizes of {assembly.tower} are not built in; known: {', '.join(TOWERS)}"
         )
-    latents = TOWERS[assembly.tower]
-    latents = replace(latents, image_size=isqrt(assembly.queries) * latents.patch_size)
-    return assembled_config(assembly, LANGUAGE_MODELS[assembly.language], latents)
+    side, tower, language = isqrt(assembly.queries), TOWERS[assembly.tower], assembly.language
+    tower = replace(tower, image_size=side * tower.patch_size)
+    if assembly.vae is None:
+        return assembled_config(assembly, LANGUAGE_MODELS[language], tower)
+    if assembly.vae not in AUTOENCODERS:
+        known = ", ".join(AUTOENCODERS)
+        raise UserError(f"the sizes of {assembly.vae} are not built in; known: {known}")
+    drawn = LatentSpaceConfig(
+        kind="flux_vae", image_size=16 * side, patch_size=16, tower=AUTOENCODERS[assembly.vae]
+    )
+    return assembled_config(assembly, LANGUAGE_MODELS[language], drawn, vision=tower)
 
 
 def assembled_config(
-    assembly: Assembly, language: Mapping[str, Any], latents: LatentSpaceConfig
+    assembly: Assembly,
+    language: Mapping[str, Any],
+    latents: LatentSpaceConfig,
+    *,
+    vision: LatentSpaceConfig | None = None,
 ) -> UniMMConfig:
     """Return the configuration of a model over given parts.
+
+    Args:
+        assembly: Names the generator.
+        language: Configuration of the language model.
+        latents: What is drawn.
+        vision: What is seen, if that is another space.
 
     Raises:
         UserError: The generator's description does not fit them.
@@ -160,6 +202,7 @@ def assembled_config(
         return UniMMConfig(
             language=dict(language),
             latents=latents,
+            vision=vision,
             generator=generator_config(assembly, width=width, latents=latents),
             num_queries=assembly.queries,
             chat=ChatStyle.scale_rae(),
@@ -168,7 +211,8 @@ def assembled_config(
     except ConfigError:
         raise
     except ValueError as error:
-        raise UserError(f"{assembly.generator} does not fit {assembly.tower}: {error}") from None
+        drawn = assembly.vae or assembly.tower
+        raise UserError(f"{assembly.generator} does not fit {drawn}: {error}") from None
 
 
 def generator_config(

@@ -62,7 +62,10 @@ def save_checkpoint(
         "latent_space": space or latent_space_id(model),
     }
     with atomic_directory(directory) as partial:
-        config = json.dumps({**header, **to_dict(model.config)}, indent=2, ensure_ascii=False)
+        tree = to_dict(model.config)
+        if tree["vision"] is None:
+            del tree["vision"]  # the files of one-space models stay what older releases read
+        config = json.dumps({**header, **tree}, indent=2, ensure_ascii=False)
         (partial / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
         (partial / "README.md").write_text(readme, encoding="utf-8")
         tokenizer.save_pretrained(str(partial))

@@ -15,11 +15,14 @@ class UniMMConfig:
 
     Args:
         language: Hugging Face config of the causal language model, ``model_type`` included.
-        latents: The latent space that the model sees and draws in.
+        latents: The latent space that the model draws in, and sees in where ``vision`` is None.
         generator: Connector and diffusion transformer.
         num_queries: Learnable queries of a picture, Q: one for each latent token, or a single one.
         chat: Wording of the turns.
         sampling: How pictures are drawn when the caller does not say.
+        vision: The latent space that the model sees in, where it cannot read what it draws: a
+            baseline that draws a VAE's latents. Such a model looks at its own pictures by decoding
+            them to pixels and encoding those.
         grammar: What a model of a miniature world was trained on, so that the command line can
             say when a prompt lies outside; None for a model of the open world.
     """
@@ -30,6 +33,7 @@ class UniMMConfig:
     num_queries: int
     chat: ChatStyle = field(default_factory=ChatStyle)
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
+    vision: LatentSpaceConfig | None = None
     grammar: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -59,6 +63,11 @@ class UniMMConfig:
                 f"num_queries must be 1 or one for each of the {self.latents.num_tokens} latent "
                 f"tokens, got {self.num_queries}"
             )
+
+    @property
+    def seen(self) -> LatentSpaceConfig:
+        """The latent space that the language model reads pictures in."""
+        return self.vision or self.latents
 
 
 def _check_equal(ours: tuple[str, int], theirs: tuple[str, int]) -> None:

@@ -5,7 +5,7 @@ Shape legend:
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -14,14 +14,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from unimm.batching import exact_batch_size
 from unimm.drawing import LatentSampler, StepHook
 from unimm.image import pixels_to_images
-from unimm.model import UniMM
 from unimm.options import ResolvedOptions
-from unimm.placement import in_use
 from unimm.reader import Reader
 from unimm.search import BestOfN, Candidate, Draw, DrawingTask, Drawn
+from unimm.sight import PixelVerifier, decode_latents
 from unimm.verify import Verifier, build_verifier
 
 PHASES = ("prompt", "denoise", "verify", "decode")
@@ -39,7 +37,8 @@ class Generation:
         candidates: All of them; their latents are on the CPU, too.
         chosen: Index of the winner.
         nfe: Denoiser evaluations of all candidates; a guided one counts twice.
-        pixel_decodes: Pictures that were decoded.
+        pixel_decodes: Pictures that were decoded: the winner, and all candidates where the model
+            cannot read what it draws.
         seconds: Spent on each of ``PHASES``; prompts that shared a batch share its time.
     """
 
@@ -121,6 +120,8 @@ def draw_pictures(
         on_step: Called after every denoising step.
     """
     verifier = build_verifier(options.verifier, reader, batch_size=options.batch_size)
+    if reader.model.vision is not None:
+        verifier = PixelVerifier(verifier, reader.model, batch_size=options.batch_size)
     selections = BestOfN(options.best_of).search(
         tasks,
         sampler=_TimedSampler(LatentSampler(reader.model, options, on_step=on_step), watch),
@@ -141,33 +142,8 @@ def draw_pictures(
             candidates=tuple(replace(c, latents=c.latents.cpu()) for c in selection.candidates),
             chosen=selection.chosen,
             nfe=selection.nfe,
-            pixel_decodes=1,
+            pixel_decodes=1 + (0 if reader.model.vision is None else len(selection.candidates)),
             seconds=share,
         )
         for task, selection, image in zip(tasks, selections, images, strict=True)
     ]
-
-
-@torch.no_grad()
-def decode_latents(
-    model: UniMM, latents: Float[Tensor, "B N D"], *, batch_size: int = 32
-) -> Float[Tensor, "B 3 height width"]:
-    """Return the pixels of latents, float32 on the CPU."""
-    return _in_batches(model, model.latents.decode, latents, batch_size)
-
-
-@torch.no_grad()
-def encode_pixels(
-    model: UniMM, pixels: Float[Tensor, "B 3 height width"], *, batch_size: int = 32
-) -> Float[Tensor, "B N D"]:
-    """Return the latents of pixels, float32 on the CPU."""
-    return _in_batches(model, model.latents.encode, pixels, batch_size)
-
-
-def _in_batches(
-    model: UniMM, convert: Callable[[Tensor], Tensor], rows: Tensor, batch_size: int
-) -> Tensor:
-    size = exact_batch_size(batch_size, model.device, model.dtype)
-    chunks = torch.split(rows, size)
-    with in_use(model, "latents") as device:
-        return torch.cat([convert(c.to(device, model.dtype)).float().cpu() for c in chunks])

@@ -27,7 +27,7 @@ class LoadOptions:
     Args:
         device: Where to run, such as ``cpu`` or ``cuda:0``.
         dtype: Of parameters and matrix products, whatever the files hold.
-        devices: Other devices for parts: ``generator`` and ``latents``.
+        devices: Other devices for parts: ``generator``, ``latents`` and ``vision``.
         quantize: Round the language model's matrices to ``8bit`` or ``4bit`` (extra ``quant``).
         offload: Keep tower and pixel decoder on the CPU while they are not in use.
     """
@@ -60,7 +60,7 @@ def load(name: str | Path | None, options: LoadOptions) -> Loaded:
     parts = parse_devices(options.devices)
     check_quantization(options.quantize)
     if options.offload:
-        parts["latents"] = CPU
+        parts |= {"latents": CPU, "vision": CPU}
     directory = locate_model(name)
     # The matrices of a quantised language model are rounded on their way to the device.
     first = parts | ({"language": CPU} if options.quantize else {})
@@ -72,7 +72,7 @@ def load(name: str | Path | None, options: LoadOptions) -> Loaded:
     if options.quantize:
         quantize_language(loaded.model.language, options.quantize, target)
     if options.offload:
-        loaded.model.offloaded = frozenset({"latents"})
+        loaded.model.offloaded = frozenset({"latents", "vision"})
     return loaded
 
 

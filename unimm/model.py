@@ -17,20 +17,22 @@ from metaquery.queries import QueryTokens
 from unimm.chat import Segment
 from unimm.config import UniMMConfig
 from unimm.language import LanguageModel, build_language_model
-from unimm.latents import build_latent_space
+from unimm.latents import LatentSpace, build_latent_space
 from unimm.layout import IGNORE, Layout, PaddingSide, lay_out, lay_out_packed
 from unimm.packing import Fork
 from unimm.readback import Projector
 
-Part = Literal["language", "queries", "projector", "generator", "latents"]
-PARTS: tuple[Part, ...] = get_args(Part)
+Part = Literal["language", "queries", "projector", "generator", "latents", "vision"]
+PARTS: tuple[Part, ...] = get_args(Part)[:-1]
+"""What every model has; only one that sees and draws in different spaces has a ``vision``, too."""
 
 
 class UniMM(nn.Module):
     """Reads text and pictures, draws pictures, and reads what it drew.
 
     The parts are attributes: ``language`` (a Hugging Face causal language model), ``queries``,
-    ``projector``, ``generator`` and ``latents`` (frozen encoder and pixel decoder).
+    ``projector``, ``generator``, ``latents`` (frozen encoder and pixel decoder of what it draws)
+    and, only where it cannot read what it draws, ``vision`` (frozen encoder of what it sees).
     """
 
     def __init__(self, config: UniMMConfig, *, attention: str = "sdpa") -> None:
@@ -38,9 +40,10 @@ class UniMM(nn.Module):
         self.config = config
         self.language = build_language_model(config.language, attention=attention)
         self.queries = QueryTokens(config.num_queries, self.lm.hidden_dim)
-        self.projector = Projector(config.latents.dim, self.lm.hidden_dim)
+        self.projector = Projector(config.seen.dim, self.lm.hidden_dim)
         self.generator = LatentGenerator(config.generator)
         self.latents = build_latent_space(config.latents)
+        self.vision = None if config.vision is None else build_latent_space(config.vision)
         # Parts that wait on the CPU while they are not in use.
         self.offloaded: frozenset[Part] = frozenset()
 
@@ -56,6 +59,17 @@ class UniMM(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.queries.embeddings.dtype
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of this model."""
+        return PARTS if self.vision is None else (*PARTS, "vision")
+
+    @property
+    def seen(self) -> LatentSpace:
+        """The latent space that the language model reads pictures in."""
+        space: LatentSpace = self.latents if self.vision is None else self.vision
+        return space
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UniMM":
         """Keep buffers in float32 when the weights are cast.
@@ -83,7 +97,7 @@ class UniMM(nn.Module):
         """Return sequences as one padded batch for this model."""
         return lay_out(
             sequences,
-            num_image_tokens=self.config.latents.num_tokens,
+            num_image_tokens=self.config.seen.num_tokens,
             num_queries=self.config.num_queries,
             pad_id=pad_id,
             length=length,
@@ -94,7 +108,7 @@ class UniMM(nn.Module):
         """Return rows of several conversations each as one padded batch for this model."""
         return lay_out_packed(
             rows,
-            num_image_tokens=self.config.latents.num_tokens,
+            num_image_tokens=self.config.seen.num_tokens,
             num_queries=self.config.num_queries,
             pad_id=pad_id,
             length=length,
@@ -120,7 +134,7 @@ class UniMM(nn.Module):
         return embeds.view(batch, length, -1)
 
     def _with_images(self, embeds: Tensor, layout: Layout, images: Tensor | None) -> Tensor:
-        expected = len(layout.image_index) // self.config.latents.num_tokens
+        expected = len(layout.image_index) // self.config.seen.num_tokens
         given = 0 if images is None else len(images)
         if images is None or given != expected:
             raise ValueError(f"the sequences hold {expected} pictures, got latents of {given}")
@@ -155,8 +169,8 @@ class UniMM(nn.Module):
 
     def part(self, name: Part) -> nn.Module:
         """Return a part by its name."""
-        if name not in PARTS:
-            raise ValueError(f"a model has the parts {', '.join(PARTS)}, got {name!r}")
+        if name not in self.parts:
+            raise ValueError(f"this model has the parts {', '.join(self.parts)}, got {name!r}")
         module: nn.Module = getattr(self, name)
         return module
 

@@ -21,13 +21,7 @@ from unimm.device import check_generation_memory
 from unimm.drawing import Progress, count_steps, read_prompts
 from unimm.errors import LatentsError, UserError
 from unimm.fingerprint import latent_space_id
-from unimm.generation import (
-    Generation,
-    Stopwatch,
-    decode_latents,
-    draw_pictures,
-    encode_pixels,
-)
+from unimm.generation import Generation, Stopwatch, draw_pictures
 from unimm.image import images_to_pixels, pixels_to_images
 from unimm.loading import LoadOptions, load
 from unimm.messages import Message, read_messages
@@ -37,6 +31,7 @@ from unimm.picture_sources import SourceOptions
 from unimm.quantize import Quantization, is_quantized
 from unimm.reader import Reader
 from unimm.session import ChatSession, Picture, Reply
+from unimm.sight import decode_latents, encode_pixels, see_images, see_latents
 from unimm.tokenizer import decode_text
 from unimm.verify import build_verifier, verifier_sequence
 
@@ -47,7 +42,7 @@ class Pipeline:
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        space: Identifier of its latent space; computed from the encoder when None.
+        space: Identifier of the latent space it draws in; computed from the encoder when None.
         card: Its model card.
     """
 
@@ -195,7 +190,7 @@ class Pipeline:
         self, messages: Sequence[Mapping[str, Any]], sources: SourceOptions | None = None
     ) -> list[Message]:
         """Return a conversation with its pictures read; arguments as in :meth:`answer`."""
-        patch_size = self.model.config.latents.patch_size
+        patch_size = self.model.config.seen.patch_size
         return read_messages(messages, sources or SourceOptions(), patch_size=patch_size)
 
     def ask(self, picture: Picture, question: str, options: TextOptions | None = None) -> str:
@@ -244,7 +239,10 @@ class Pipeline:
         return [float(score) for score in scores]
 
     def latents_of(self, pictures: Sequence[Picture] | Tensor) -> Float[Tensor, "K N D"]:
-        """Return the latents of images, and latents as they are, on the CPU in float32.
+        """Return pictures as the language model reads them, on the CPU in float32.
+
+        Latents of this model are read as they are, or by way of pixels where it cannot read what
+        it draws.
 
         Raises:
             LatentsError: A tensor has not the shape of this model's latents.
@@ -253,15 +251,15 @@ class Pipeline:
             raise UserError("there is no picture to look at; give at least one")
         return torch.stack(
             [
-                self._check_latents(picture)
+                see_latents(self.model, self._check_latents(picture)[None])[0]
                 if isinstance(picture, Tensor)
-                else self.encode([picture])[0]
+                else see_images(self.model, [picture])[0]
                 for picture in pictures
             ]
         )
 
     def encode(self, images: Sequence[Image.Image]) -> Float[Tensor, "B N D"]:
-        """Return the latents of images, scaled and cropped to the model's square."""
+        """Return images as latents that :meth:`decode` takes, cropped to the model's square."""
         size = self.model.config.latents.image_size
         return encode_pixels(self.model, images_to_pixels(images, size=size))
 

@@ -9,7 +9,7 @@ from unimm.device import parse_device
 from unimm.errors import UserError
 from unimm.model import PARTS, Part, UniMM
 
-MOVABLE = ("generator", "latents")
+MOVABLE = ("generator", "latents", "vision")
 """Parts that may have a device of their own; queries and projector stay with the language model."""
 
 
@@ -21,7 +21,7 @@ def parse_devices(devices: Mapping[str, str | torch.device] | None) -> dict[str,
     """
     if unknown := [name for name in devices or {} if name not in MOVABLE]:
         raise UserError(
-            f"a device can be given to {' and '.join(MOVABLE)}, got {unknown[0]!r}; the other "
+            f"a device can be given to {', '.join(MOVABLE)}, got {unknown[0]!r}; the other "
             f"parts ({', '.join(part for part in PARTS if part not in MOVABLE)}) are on `device`"
         )
     return {name: parse_device(device) for name, device in (devices or {}).items()}

@@ -35,7 +35,7 @@ class Reader:
         """Return how many positions a sequence takes."""
         return sequence_length(
             sequence,
-            num_image_tokens=self.model.config.latents.num_tokens,
+            num_image_tokens=self.model.config.seen.num_tokens,
             num_queries=self.model.config.num_queries,
         )
 

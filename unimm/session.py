@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -74,7 +73,8 @@ class Reply:
 class ChatSession:
     """A conversation. Each turn is read once: keys and values of earlier turns are kept.
 
-    The model sees a picture of its own in the turn after it, as latents that were never decoded.
+    The model sees a picture of its own in the turn after it, as latents that were never decoded
+    (as the decoded picture, if it draws in another space than it sees in).
     A turn that fails or is abandoned leaves the conversation as it was.
 
     Args:
@@ -101,7 +101,7 @@ class ChatSession:
     def reset(self) -> None:
         """Forget the conversation."""
         self._state: State | None = None
-        self._pictures: list[Float[Tensor, "N D"]] = []
+        self._pictures: list[Picture] = []
         self.num_drawn = 0
         self.num_turns = 0
 
@@ -161,7 +161,9 @@ class ChatSession:
         reply = _Reply(self, text, state, on_step=on_step)
         yield from reply.events()
         self._state = reply.state
-        self._pictures = [picture.latents for picture in reply.generations]
+        # A model that cannot read what it draws sees the picture itself.
+        reads_latents = self.reader.model.vision is None
+        self._pictures = [g.latents if reads_latents else g.image for g in reply.generations]
         self.num_drawn += len(reply.generations)
         self.num_turns += 1
 

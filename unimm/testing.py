@@ -1,5 +1,7 @@
 """Doubles for tests: the whole model, tiny and with random weights. No download, no training."""
 
+from dataclasses import replace
+
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -61,6 +63,39 @@ def tiny_config(*, vocab_size: int = 384, hidden_size: int = 32) -> UniMMConfig:
         ),
         num_queries=latents.num_tokens,
         sampling=SamplingDefaults(num_steps=4),
+    )
+
+
+def tiny_vae_space() -> LatentSpaceConfig:
+    """Return the space of a convolutional autoencoder (extra ``vae``) on 16 x 16 pictures."""
+    blocks = 2
+    return LatentSpaceConfig(
+        kind="flux_vae",
+        image_size=16,
+        patch_size=4,
+        tower={
+            "down_block_types": ["DownEncoderBlock2D"] * blocks,
+            "up_block_types": ["UpDecoderBlock2D"] * blocks,
+            "block_out_channels": [8] * blocks,
+            "latent_channels": 3,
+            "norm_num_groups": 4,
+            "scaling_factor": 0.3611,
+            "shift_factor": 0.1159,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+        },
+    )
+
+
+def tiny_two_space_config() -> UniMMConfig:
+    """Return a model that draws a VAE's latents and sees 25 patches of 30 x 30 pictures."""
+    base, drawn = tiny_config(), tiny_vae_space()
+    dit = replace(base.generator.dit, latent_dim=drawn.dim)
+    return replace(
+        base,
+        latents=drawn,
+        vision=LatentSpaceConfig(kind="patches", image_size=30, patch_size=6),
+        generator=replace(base.generator, dit=dit),
     )
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -27,12 +28,14 @@ class Sizes:
     """What the model makes of a picture.
 
     Args:
-        image_size: Side of the picture that the encoder sees, in pixels.
+        image_size: Side of a picture to read, in pixels.
+        drawn_size: Side of a picture to draw, in pixels.
         num_image_tokens: Positions of a picture that is read.
         num_queries: Positions of a picture that is drawn.
     """
 
     image_size: int
+    drawn_size: int
     num_image_tokens: int
     num_queries: int
 
@@ -40,10 +43,34 @@ class Sizes:
     def of(cls, config: UniMMConfig) -> "Sizes":
         """Return the sizes of a model."""
         return cls(
-            image_size=config.latents.image_size,
-            num_image_tokens=config.latents.num_tokens,
+            image_size=config.seen.image_size,
+            drawn_size=config.latents.image_size,
+            num_image_tokens=config.seen.num_tokens,
             num_queries=config.num_queries,
         )
+
+
+class SpaceNames(NamedTuple):
+    """Identifiers of the latent spaces whose caches are read; mostly one and the same."""
+
+    seen: str
+    drawn: str
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """How pictures of one purpose are read: as pixels, or as latents from a cache."""
+
+    preprocessing: Preprocessing
+    cache: LatentCache | None
+
+    def picture(self, name: str, content: bytes) -> Tensor:
+        if self.cache is None:
+            return decode_picture(content, self.preprocessing, name=name)
+        latents = self.cache.get(content)
+        if latents is None:
+            raise SampleError(f"{name} is not in the latent cache; run unimm cache-latents")
+        return latents
 
 
 class Corpus:
@@ -56,7 +83,7 @@ class Corpus:
         template: How the model's conversations are written.
         sizes: What the model makes of a picture.
         seed: Of the order.
-        space: The latent space whose cache is read; needed only with ``latent_cache``.
+        spaces: The latent spaces whose caches are read; needed only with ``latent_cache``.
 
     Raises:
         UserError: A source's files are missing, empty or of another layout, or the cache holds no
@@ -70,19 +97,17 @@ class Corpus:
         template: ChatTemplate,
         sizes: Sizes,
         seed: int,
-        space: str | None = None,
+        spaces: SpaceNames | None = None,
     ) -> None:
         self.config = config
         self.sizes = sizes
         self._template = template
         self._seed = seed
-        self.preprocessing = Preprocessing(
-            image_size=sizes.image_size, fit=config.fit, resample=config.resample
-        )
         self.sources: list[Source] = [
             open_source(source, config, seed=seed) for source in config.sources
         ]
-        self._cache = self._open_cache(space)
+        self._seen = self._view(sizes.image_size, spaces.seen if spaces else None)
+        self._drawn = self._view(sizes.drawn_size, spaces.drawn if spaces else None)
         buffer = config.shuffle_buffer if config.shuffle else None
         self._orders = [
             ShuffledOrder(source.block_sizes, seed=seed, source=number, buffer=buffer)
@@ -113,10 +138,8 @@ class Corpus:
         try:
             record = source.record(index)
             conversation = self.conversation(record, place)
-            pictures = {
-                i: self._picture(*record.images[i])
-                for i in (*conversation.read, *conversation.drawn)
-            }
+            read = {i: self._seen.picture(*record.images[i]) for i in conversation.read}
+            drawn = {i: self._drawn.picture(*record.images[i]) for i in conversation.drawn}
         except SampleError as error:
             return Skipped(number, source.key(index), name, str(error))
         return Sample(
@@ -124,8 +147,8 @@ class Corpus:
             key=record.key,
             source=name,
             segments=conversation.segments,
-            read=tuple(pictures[i] for i in conversation.read),
-            drawn=tuple(pictures[i] for i in conversation.drawn),
+            read=tuple(read[i] for i in conversation.read),
+            drawn=tuple(drawn[i] for i in conversation.drawn),
             length=self.length(conversation.segments),
             seed=_seed_of(self._seed, number),
         )
@@ -169,20 +192,15 @@ class Corpus:
             num_queries=self.sizes.num_queries,
         )
 
-    def _picture(self, name: str, content: bytes) -> Tensor:
-        if self._cache is not None:
-            latents = self._cache.get(content)
-            if latents is None:
-                raise SampleError(f"{name} is not in the latent cache; run unimm cache-latents")
-            return latents
-        return decode_picture(content, self.preprocessing, name=name)
-
-    def _open_cache(self, space: str | None) -> LatentCache | None:
-        if self.config.latent_cache is None:
-            return None
+    def _view(self, size: int, space: str | None) -> _View:
+        config = self.config
+        preprocessing = Preprocessing(image_size=size, fit=config.fit, resample=config.resample)
+        if config.latent_cache is None:
+            return _View(preprocessing, None)
         if space is None:
             raise ConfigError("latent_cache needs a model with an encoder to know its latents by")
-        return open_cache(self.config.latent_cache, space=space, preprocessing=self.preprocessing)
+        cache = open_cache(config.latent_cache, space=space, preprocessing=preprocessing)
+        return _View(preprocessing, cache)
 
 
 def mixture_weights(config: DataConfig, sources: Sequence[Source]) -> list[float]:

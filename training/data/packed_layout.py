@@ -17,7 +17,7 @@ def packed(
     :func:`~.packer.pack_rows` get exactly its rows, and pictures keep the order of the sequences.
     """
     sizes = {
-        "num_image_tokens": model.config.latents.num_tokens,
+        "num_image_tokens": model.config.seen.num_tokens,
         "num_queries": model.config.num_queries,
     }
 

@@ -4,13 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
-
 from unimm.chat import Segment
 from unimm.layout import Layout
 from unimm.model import UniMM
 
-from ..batch import ExampleLike, LayOut, TrainingBatch, collate, share_of
+from ..batch import Blanks, ExampleLike, LayOut, TrainingBatch, collate, share_of
 from ..ranks import Ranks
 from .corpus import Corpus
 from .sample import Skipped
@@ -99,13 +97,13 @@ class StepPlan:
         return range(first + share.start, first + share.stop)
 
     def batch(
-        self, source: ExampleSource, first: int, *, lay_out: LayOut, blank: Tensor
+        self, source: ExampleSource, first: int, *, lay_out: LayOut, blanks: Blanks
     ) -> StepBatch:
         """Return this process's part of the step whose first number is ``first``."""
         numbers = [self.numbers(first, micro) for micro in range(self.micro_batches)]
         read = [source.read(each) for each in numbers]
         return StepBatch(
-            [collate(one.examples, lay_out=lay_out, blank=blank) for one in read],
+            [collate(one.examples, lay_out=lay_out, blanks=blanks) for one in read],
             sum(map(len, numbers)),
             tuple(skipped for one in read for skipped in one.skipped),
         )

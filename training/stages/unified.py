@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from unimm.chat import ChatTemplate, QuerySegment, Segment
 from unimm.checkpoint import save_checkpoint
@@ -27,11 +27,11 @@ from ..build import ModelRecipe, build_model
 from ..config import EngineConfig, OptimizerConfig, RunConfig
 from ..cost import StepCost, Work
 from ..data.config import DataConfig
-from ..data.corpus import Corpus, Sizes
+from ..data.corpus import Corpus, Sizes, SpaceNames
 from ..data.packed_layout import packed
 from ..data.report import SkipReport
 from ..data.scene_samples import SceneDataConfig, SceneSource
-from ..data.scenes import CachedTemplate, pixels_of
+from ..data.scenes import CachedTemplate
 from ..data.stream import CorpusSource, ExampleSource, StepBatch, StepPlan, right_padded
 from ..engine import Engine, StepReport
 from ..grids import picture_grid
@@ -48,6 +48,7 @@ from ..objective import (
     with_read_noise,
 )
 from ..optimizer import ParameterGroup, parameter_groups
+from ..pictures import PictureEncoder, blanks
 from ..ranks import ALONE, Ranks, run_device
 
 _GRID_PROMPTS = 16
@@ -101,9 +102,10 @@ class UnifiedStage:
         self.cost = StepCost.of(self.unimm)
         self.tokenizer = load_tokenizer(config.model.tokenizer_dir())
         self.template = CachedTemplate(self.tokenizer, self.unimm.config.chat)
-        caches = config.data is not None and config.data.latent_cache is not None
-        space = latent_space_id(self.unimm) if caches else None
-        self.source = build_source(config, self.unimm.config, self.template, space=space)
+        self.encoder = PictureEncoder(self.unimm)
+        self.caches = config.data is not None and config.data.latent_cache is not None
+        spaces = space_names(self.unimm) if self.caches else None
+        self.source = build_source(config, self.unimm.config, self.template, spaces=spaces)
         self.lay_out = build_lay_out(config, self.unimm, pad_id=self.template.pad_id)
         self.report = build_report(config, ranks)
         self.origin, self.finished = (0, 0), 0
@@ -121,7 +123,10 @@ class UnifiedStage:
 
     def batch(self, step: int) -> StepBatch:
         return self.plan.batch(
-            self.source, self._first_number(step), lay_out=self.lay_out, blank=self._blank()
+            self.source,
+            self._first_number(step),
+            lay_out=self.lay_out,
+            blanks=blanks(self.unimm.config, cached=self.caches),
         )
 
     def _first_number(self, step: int) -> int:
@@ -132,13 +137,6 @@ class UnifiedStage:
         origin_step, origin_number = self.origin
         return origin_number + (step - origin_step) * self.config.samples_per_step
 
-    def _blank(self) -> Tensor:
-        """Return a picture of the run's form that stands in where there is none."""
-        latents = self.unimm.config.latents
-        if self.config.data is not None and self.config.data.latent_cache is not None:
-            return torch.zeros((latents.num_tokens, latents.dim))
-        return torch.zeros((3, latents.image_size, latents.image_size), dtype=torch.uint8)
-
     def take_step(
         self, engine: Engine, batch: StepBatch, *, step: int
     ) -> tuple[LossReport, StepReport]:
@@ -147,11 +145,11 @@ class UnifiedStage:
             self.report.count(batch.num_read, batch.skipped)
         batches = batch.micro_batches
         counted = torch.stack([_counts(batch) for batch in batches]).sum(dim=0)
-        tokens, pictures, samples, positions, squared, encoded, *by_task = engine.ranks.sum(
+        tokens, pictures, samples, positions, squared, seen, targets, *by_task = engine.ranks.sum(
             counted
         ).tolist()
         drawn = pictures * self.config.objective.times_per_picture
-        flops = self.cost.flops(Work(positions, squared, tokens, drawn, encoded))
+        flops = self.cost.flops(Work(positions, squared, tokens, drawn, seen, targets))
         sums = torch.zeros(3 + len(TASKS), device=self.device)
         for micro in batches:
             output = self._forward(engine, micro.to(self.device), Totals(tokens, pictures))
@@ -171,21 +169,16 @@ class UnifiedStage:
         )
         return report, done
 
-    def _forward(self, engine: Engine, batch: TrainingBatch, of: Totals) -> Mapping[str, Tensor]:
+    def _forward(
+        self, engine: Engine, batch: TrainingBatch, of: Totals
+    ) -> Mapping[str, torch.Tensor]:
         with torch.no_grad():
-            read, drawn = self._latents(batch.read), self._latents(batch.drawn)
+            read, drawn = self.encoder.read(batch), self.encoder.drawn(batch)
             read = with_read_noise(read, batch.read_seeds, self.config.objective.read_noise)
             draws = draw(batch.drawn_seeds, drawn, self.unimm, self.config.objective)
         pictures = Pictures(read, drawn, batch.is_drawn.float())
-        output: Mapping[str, Tensor] = engine(batch.layout, pictures, draws, of)
+        output: Mapping[str, torch.Tensor] = engine(batch.layout, pictures, draws, of)
         return output
-
-    def _latents(self, pictures: Tensor) -> Tensor:
-        """Return pictures as latents in float32; latents are taken as they are."""
-        if pictures.dtype != torch.uint8:
-            return pictures.float()
-        latents: Tensor = self.unimm.latents.encode(pixels_of(pictures, self.unimm.dtype))
-        return latents.float()
 
     def loss(self, batch: object, *, step: int, generator: Generator) -> LossReport:
         raise NotImplementedError("this stage takes its steps whole")
@@ -243,17 +236,27 @@ class UnifiedStage:
         save_checkpoint(directory, self.unimm, self.tokenizer, readme="Unified stage.\n")
 
 
-def _counts(batch: TrainingBatch) -> Tensor:
+def _counts(batch: TrainingBatch) -> torch.Tensor:
     """Return what the step's means and its cost need to know of a batch."""
     lengths = batch.layout.mask.sum(dim=1)
-    encoded = 0 if batch.read.is_floating_point() else len(batch.read) + len(batch.drawn)
+    encoded = [0 if p.is_floating_point() else len(p) for p in (batch.read, batch.drawn)]
     totals = [batch.num_tokens, batch.num_drawn, batch.num_samples]
-    work = [int(lengths.sum()), int(lengths.square().sum()), encoded]
+    work = [int(lengths.sum()), int(lengths.square().sum()), *encoded]
     return torch.cat([torch.tensor([*totals, *work]), task_tokens(batch.layout)]).double()
 
 
+def space_names(model: UniMM) -> SpaceNames:
+    """Return the identifiers of what a model sees and draws in."""
+    drawn = latent_space_id(model)
+    return SpaceNames(drawn if model.vision is None else latent_space_id(model, seen=True), drawn)
+
+
 def build_source(
-    config: UnifiedConfig, model: UniMMConfig, template: ChatTemplate, *, space: str | None = None
+    config: UnifiedConfig,
+    model: UniMMConfig,
+    template: ChatTemplate,
+    *,
+    spaces: SpaceNames | None = None,
 ) -> ExampleSource:
     """Return the conversations of a run.
 
@@ -261,7 +264,7 @@ def build_source(
         config: Of the run.
         model: Sizes and, for the miniature world, its grammar.
         template: Words the conversations.
-        space: Identifier of the latent space, where latents come from a cache.
+        spaces: Identifiers of the latent spaces, where latents come from a cache.
 
     Raises:
         UserError: Files are missing, or the model does not say which miniature world it is of.
@@ -270,7 +273,7 @@ def build_source(
     if config.data is not None:
         sizes = Sizes.of(model)
         return CorpusSource(
-            Corpus(config.data, template=template, sizes=sizes, seed=seed, space=space)
+            Corpus(config.data, template=template, sizes=sizes, seed=seed, spaces=spaces)
         )
     if model.grammar is None:
         raise UserError(

@@ -12,13 +12,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from metaquery.rope import sincos_embedding
 from unimm.checkpoints import scale_rae
 from unimm.checkpoints.assemble import LoadProgress, Slots, Source, empty_parameters, fill
-from unimm.checkpoints.keymap import below
-from unimm.checkpoints.parts import DECODERS, find_part
-from unimm.checkpoints.rae_decoder import DECODER_RULES, DecoderSource, read_decoder
-from unimm.checkpoints.rae_decoder import OPTIONAL as DECODER_OPTIONAL
 from unimm.checkpoints.scale_rae import ScaleRAESource
+from unimm.checkpoints.spaces import Place, Spaces, open_spaces
 from unimm.checkpoints.tensors import read_json
-from unimm.checkpoints.towers import TowerSource, file_rules, optional_keys, read_tower
 from unimm.config import UniMMConfig
 from unimm.errors import CheckpointError
 from unimm.footprint import Footprint, footprint, foreign_shapes
@@ -55,22 +51,22 @@ class ScaleRAERelease:
 
     Args:
         source: Language model, queries and DiT.
-        eyes: Vision tower.
-        paint: Pixel decoder.
+        spaces: Vision tower, and pixel decoder or VAE.
         tokenizer: Its tokenizer.
         config: Ours.
     """
 
     source: ScaleRAESource
-    eyes: TowerSource
-    paint: DecoderSource
+    spaces: Spaces
     tokenizer: PreTrainedTokenizerFast
     config: UniMMConfig
 
     @property
     def sources(self) -> list[Source]:
         """All tensors and where they go."""
-        return _sources(self.source, self.eyes, self.paint, self.config)
+        dit = self.config.generator.dit
+        rules = scale_rae.model_rules(dit.depth, dit.ddt_depth, tied=self.source.tied)
+        return [Source(self.source.weights, rules, scale_rae.PREFIXES), *self.spaces.sources]
 
     @property
     def footprint(self) -> Footprint:
@@ -79,21 +75,14 @@ class ScaleRAERelease:
 
 
 def open_scale_rae(
-    directory: Path, *, tower: str | Path | None = None, decoder: str | Path | None = None
+    directory: Path, *, tower: Place = None, decoder: Place = None
 ) -> ScaleRAERelease:
     """Return a released model, no tensor read; arguments as in :func:`load_scale_rae`."""
     source = ScaleRAESource.open(directory)
     tokenizer = load_tokenizer(directory, num_rows=source.shape("model.embed_tokens.weight")[0])
-    eyes = read_tower(
-        find_part(directory, tower, folder="tower", repository=source.tower_name, option="tower")
-    )
-    place = DECODERS.get(eyes.kind, DECODERS["siglip2"])
-    paint = read_decoder(
-        find_part(directory, decoder, folder="decoder", repository=place, option="decoder"),
-        latent_dim=int(eyes.config["hidden_size"]),
-    )
-    config = _config(source, eyes, paint, tokenizer)
-    return ScaleRAERelease(source, eyes, paint, tokenizer, config)
+    spaces = open_spaces(source, tower, decoder)
+    config = scale_rae.model_config(source, spaces.latents, vision=spaces.vision)
+    return ScaleRAERelease(source, spaces, tokenizer, single_token_answers(config, tokenizer))
 
 
 @torch.no_grad()
@@ -103,8 +92,8 @@ def load_scale_rae(
     device: torch.device,
     dtype: torch.dtype,
     parts: Mapping[str, torch.device] | None = None,
-    tower: str | Path | None = None,
-    decoder: str | Path | None = None,
+    tower: Place = None,
+    decoder: Place = None,
     progress: LoadProgress | None = None,
 ) -> ForeignModel:
     """Return a released Scale-RAE model with its tower and decoder.
@@ -115,7 +104,7 @@ def load_scale_rae(
         dtype: Of its parameters, whatever the files hold.
         parts: Devices of parts that are elsewhere.
         tower: Folder or hub id of its vision tower; looked for when None.
-        decoder: Folder or hub id of its pixel decoder; looked for when None.
+        decoder: Folder or hub id of its pixel decoder, or of its VAE; looked for when None.
         progress: Called while tensors are read.
 
     Raises:
@@ -133,29 +122,12 @@ def load_scale_rae(
     statistics = _statistics(source, release.config)
     for name, tensor in zip(("latent_mean", "latent_scale"), statistics, strict=False):
         slots.put(f"latents.{name}", tensor, where=f"{directory}: diff_head.data_*")
-    slots.finish(where=directory, optional=_optional(slots, source, release.eyes))
+    slots.finish(where=directory, optional=_optional(slots, release))
     if statistics:
         _read_standardised(model, *statistics)
     card = directory / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {directory.name}\n"
     return ForeignModel(model.eval().requires_grad_(False), release.tokenizer, text)
-
-
-def _config(
-    source: ScaleRAESource,
-    eyes: TowerSource,
-    paint: DecoderSource,
-    tokenizer: PreTrainedTokenizerFast,
-) -> UniMMConfig:
-    try:
-        latents = eyes.latent_space(
-            num_tokens=source.shape("model.latent_queries")[0],
-            decoder=paint.config,
-            statistics="diff_head.data_mean" in source.shapes,
-        )
-    except ValueError as error:
-        raise CheckpointError(f"{source.where}: {error}") from None
-    return single_token_answers(scale_rae.model_config(source, latents), tokenizer)
 
 
 def single_token_answers(config: UniMMConfig, tokenizer: PreTrainedTokenizerFast) -> UniMMConfig:
@@ -169,39 +141,15 @@ def single_token_answers(config: UniMMConfig, tokenizer: PreTrainedTokenizerFast
     return replace(config, chat=single)
 
 
-def _sources(
-    source: ScaleRAESource, eyes: TowerSource, paint: DecoderSource, config: UniMMConfig
-) -> list[Source]:
-    dit = config.generator.dit
-    return [
-        Source(
-            source.weights,
-            scale_rae.model_rules(dit.depth, dit.ddt_depth, tied=source.tied),
-            scale_rae.PREFIXES,
-        ),
-        Source(
-            eyes.weights,
-            below(
-                "", "latents.tower.", file_rules(eyes.kind, affine_norm=config.latents.affine_norm)
-            ),
-        ),
-        Source(paint.weights, below("", "latents.decoder.", DECODER_RULES)),
-    ]
-
-
-def _optional(slots: Slots, source: ScaleRAESource, eyes: TowerSource) -> tuple[str, ...]:
-    keys = [
-        *scale_rae.OPTIONAL,
-        *(f"latents.tower.{key}" for key in optional_keys(eyes.kind)),
-        *(f"latents.decoder.{key}" for key in DECODER_OPTIONAL),
-    ]
+def _optional(slots: Slots, release: ScaleRAERelease) -> tuple[str, ...]:
+    source = release.source
     if "diff_head_projector.weight" not in source.shapes:
         # Without a projector the hidden states are the condition themselves.
         width = source.shape("model.embed_tokens.weight")[1]
         where = f"{source.directory}: diff_head_projector"
         slots.put("generator.connector.project.weight", torch.eye(width), where=where)
         slots.put("generator.connector.project.bias", torch.zeros(width), where=where)
-    return tuple(keys)
+    return (*scale_rae.OPTIONAL, *release.spaces.optional)
 
 
 def _statistics(source: ScaleRAESource, config: UniMMConfig) -> tuple[Tensor, ...]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from metaquery.generator import LatentGenerator
 from metaquery.queries import QueryTokens
@@ -18,6 +19,8 @@ from unimm.checkpoints.rae_decoder import DECODER_RULES, read_decoder
 from unimm.checkpoints.rae_decoder import OPTIONAL as DECODER_OPTIONAL
 from unimm.checkpoints.tensors import TensorFolder, read_json
 from unimm.checkpoints.towers import file_rules, optional_keys, read_tower
+from unimm.checkpoints.vae import PATTERNS as VAE_PATTERNS
+from unimm.checkpoints.vae import VAE_RULES, read_vae
 from unimm.errors import CheckpointError
 from unimm.latents import LatentSpaceConfig, RAEDecoderConfig
 from unimm.locate import locate_model
@@ -31,16 +34,18 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """A tower and what inverts it, read as far as the headers of their files.
+    """A tower and what inverts it, or a VAE beside it, read as far as the headers of their files.
 
     Args:
-        latents: The latent space of both.
-        sources: Their tensors.
-        optional: Keys that the files may leave out.
+        latents: The latent space that is drawn.
+        vision: The tower's, if a VAE's is drawn.
+        sources: Their tensors, under names of the whole model.
+        optional: Names that the files may leave out.
         where: The tower's folder.
     """
 
     latents: LatentSpaceConfig
+    vision: LatentSpaceConfig | None
     sources: list[Source]
     optional: list[str]
     where: Path
@@ -50,22 +55,30 @@ class _Sight:
         where = locate_model(assembly.tower, patterns=PATTERNS)
         tower = read_tower(where)
         latents = tower.latent_space(num_tokens=assembly.queries, decoder=None)
+        part = "latents" if assembly.vae is None else "vision"
         rules = file_rules(tower.kind, affine_norm=latents.affine_norm)
-        sources = [Source(tower.weights, below("", "tower.", rules))]
-        optional = [f"tower.{key}" for key in optional_keys(tower.kind)]
+        sources = [Source(tower.weights, below("", f"{part}.tower.", rules))]
+        optional = [f"{part}.tower.{key}" for key in optional_keys(tower.kind)]
+        if assembly.vae is not None:
+            vae = read_vae(locate_model(assembly.vae, patterns=VAE_PATTERNS))
+            sources.append(Source(vae.weights, below("", "latents.vae.", VAE_RULES)))
+            drawn = vae.latent_space(num_tokens=assembly.queries)
+            return cls(drawn, latents, sources, optional, where)
         if assembly.decoder is not None:
             decoder, source = _decoder(locate_model(assembly.decoder, patterns=PATTERNS), latents)
             latents = replace(latents, decoder=decoder)
             sources.append(source)
-            optional += [f"decoder.{key}" for key in DECODER_OPTIONAL]
-        return cls(latents, sources, optional, where)
+            optional += [f"latents.decoder.{key}" for key in DECODER_OPTIONAL]
+        return cls(latents, None, sources, optional, where)
 
 
 def _decoder(place: Path, latents: LatentSpaceConfig) -> tuple[RAEDecoderConfig, Source]:
     """Return the decoder in a folder of Scale-RAE, or of our decoder stage, for a latent space."""
     if read_json(place / "config.json").get("model_type") != KIND:
         released = read_decoder(place, latent_dim=latents.dim)
-        return released.config, Source(released.weights, below("", "decoder.", DECODER_RULES))
+        return released.config, Source(
+            released.weights, below("", "latents.decoder.", DECODER_RULES)
+        )
     trained = component_config(place, kind=KIND, cls=LatentSpaceConfig)
     for name in ("kind", "dim", "num_tokens", "affine_norm", "statistics"):
         ours, theirs = getattr(latents, name), getattr(trained, name)
@@ -76,7 +89,7 @@ def _decoder(place: Path, latents: LatentSpaceConfig) -> tuple[RAEDecoderConfig,
             )
     if trained.decoder is None:
         raise CheckpointError(f"{place} has no pixel decoder")
-    rules = (Rule(r"tower\..+", None), Rule(r"(decoder\..+)", r"\1"))
+    rules = (Rule(r"tower\..+", None), Rule(r"(decoder\..+)", r"latents.\1"))
     return trained.decoder, Source(TensorFolder.open(place), rules)
 
 
@@ -110,11 +123,15 @@ def _assemble(assembly: Assembly, dtype: torch.dtype, seed: int) -> ForeignModel
     rest = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("language"))
     check_memory(rest * dtype.itemsize, CPU, f"the rest of the model beside {assembly.language}")
     model.language = language.model
-    slots = Slots(model.latents, device=CPU, dtype=dtype)
+    spaces = nn.ModuleDict({"latents": model.latents})
+    if model.vision is not None:
+        spaces["vision"] = model.vision
+    slots = Slots(spaces, device=CPU, dtype=dtype)
     fill(slots, sight.sources)
     slots.finish(where=sight.where, optional=sight.optional)
     _draw_new_parts(model, dtype, seed)
-    made_of = [assembly.language, assembly.tower, *filter(None, [assembly.decoder])]
+    parts = (assembly.language, assembly.tower, assembly.decoder, assembly.vae)
+    made_of = [part for part in parts if part is not None]
     card = (
         f"# {assembly.generator} beside {assembly.language}\n\n"
         f"Assembled by unimm of {', '.join(made_of)}, under their licences. Queries, projector "
@@ -124,7 +141,7 @@ def _assemble(assembly: Assembly, dtype: torch.dtype, seed: int) -> ForeignModel
 
 
 def _empty_model(assembly: Assembly, language: PretrainedLanguage, sight: _Sight) -> UniMM:
-    config = assembled_config(assembly, language.config, sight.latents)
+    config = assembled_config(assembly, language.config, sight.latents, vision=sight.vision)
     with empty_parameters():
         return UniMM(single_token_answers(config, language.tokenizer))
 
@@ -134,7 +151,7 @@ def _draw_new_parts(model: UniMM, dtype: torch.dtype, seed: int) -> None:
     width = model.lm.hidden_dim
     torch.manual_seed(seed)
     model.queries = QueryTokens(model.config.num_queries, width).to(dtype)
-    model.projector = Projector(model.config.latents.dim, width).to(dtype)
+    model.projector = Projector(model.config.seen.dim, width).to(dtype)
     generator = LatentGenerator(model.config.generator)
     # Buffers stay float32, as UniMM keeps them.
     for parameter in generator.parameters():

@@ -1,5 +1,6 @@
 """Find the parts that a released model leaves to other repositories: its tower and its decoder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from unimm.errors import CheckpointError
@@ -16,7 +17,13 @@ PATTERNS = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.txt", "README.md")
 
 
 def find_part(
-    directory: Path, given: str | Path | None, *, folder: str, repository: str, option: str
+    directory: Path,
+    given: str | Path | None,
+    *,
+    folder: str,
+    repository: str,
+    option: str,
+    patterns: Sequence[str] = PATTERNS,
 ) -> Path:
     """Return the folder of a part.
 
@@ -29,18 +36,19 @@ def find_part(
         folder: The subfolder's name.
         repository: Hub id.
         option: How the command line calls it, for the message.
+        patterns: Of the files to download.
 
     Raises:
         CheckpointError: It is nowhere.
     """
     if given is not None:
-        return locate_model(given, patterns=PATTERNS)
+        return locate_model(given, patterns=patterns)
     beside = directory.absolute().parent / repository.rpartition("/")[2]
     for candidate in (directory / folder, beside):
         if candidate.is_dir():
             return candidate
     try:
-        return locate_model(repository, patterns=PATTERNS)
+        return locate_model(repository, patterns=patterns)
     except CheckpointError as error:
         raise CheckpointError(
             f"{directory} has no folder {folder}, there is no {beside}, and {error}; "

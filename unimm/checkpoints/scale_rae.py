@@ -102,12 +102,6 @@ class ScaleRAESource:
 
     def refuse_other_kinds(self) -> None:
         """Raise CheckpointError if the model has parts that cannot be read."""
-        if self.tree.get("generation_alignment_tower"):
-            raise CheckpointError(
-                f"{self.where}: generation_alignment_tower is "
-                f"{self.tree['generation_alignment_tower']!r}; a model that reads one latent space "
-                f"and draws in a VAE's cannot be read"
-            )
         loss = self.tree.get("vision_loss", "diffusion-loss")
         kind = self.tree.get("dit_cls", "DiT")
         if loss not in ("diffusion-loss", "ddt-loss") or kind not in ("DiT", "DDT"):
@@ -151,6 +145,18 @@ class ScaleRAESource:
         names = self.tree.get("mm_vision_tower_aux_list") or ["google/siglip2-so400m-patch14-224"]
         return re.sub(r"-(res|interp)\d+", "", str(names[0]))
 
+    @property
+    def vae_name(self) -> str | None:
+        """Hub id, with a suffix for the resolution, of the VAE whose latents are drawn."""
+        name = self.tree.get("generation_alignment_tower")
+        return str(name) if name else None
+
+    @property
+    def num_seen_tokens(self) -> int:
+        """Tokens of a picture that is read."""
+        stated = self.tree.get("mm_vision_tower_aux_token_len_list")
+        return int(stated[0]) if stated else self.shape("model.latent_queries")[0]
+
 
 def _weights(directory: Path) -> tuple[TensorFolder, dict[str, Shape]]:
     weights = TensorFolder.open(directory)
@@ -160,8 +166,10 @@ def _weights(directory: Path) -> tuple[TensorFolder, dict[str, Shape]]:
     return weights, shapes
 
 
-def model_config(source: ScaleRAESource, latents: LatentSpaceConfig) -> UniMMConfig:
-    """Return our configuration of a released model over a latent space.
+def model_config(
+    source: ScaleRAESource, latents: LatentSpaceConfig, *, vision: LatentSpaceConfig | None = None
+) -> UniMMConfig:
+    """Return our configuration of a released model over a latent space, or two.
 
     Raises:
         CheckpointError: config.json and the tensors disagree, or the model and the latent space do.
@@ -172,6 +180,7 @@ def model_config(source: ScaleRAESource, latents: LatentSpaceConfig) -> UniMMCon
         return UniMMConfig(
             language=language_config(source),
             latents=latents,
+            vision=vision,
             generator=GeneratorConfig(
                 connector=ConnectorConfig(kind="linear", in_dim=width, out_dim=dit.cond_dim),
                 dit=dit,

@@ -33,6 +33,14 @@ def assemble(
             "without one the model draws latents only.",
         ),
     ] = None,
+    vae: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Draw the latents of this AutoencoderKL instead of the tower's: a folder of "
+            "diffusers or hub id (extra `vae`).",
+        ),
+    ] = None,
     generator: Annotated[
         str,
         typer.Option(
@@ -73,6 +81,7 @@ def assemble(
             language=language,
             tower=tower,
             decoder=decoder,
+            vae=vae,
             generator=generator,
             # Any other text is refused, with the kinds that are known.
             connector=cast("ConnectorKind", connector),

@@ -34,7 +34,7 @@ def convert(
     ] = None,
     decoder: Annotated[
         str | None,
-        typer.Option(metavar="PLACE", help="Pixel decoder: a folder of Scale-RAE, or hub id."),
+        typer.Option(metavar="PLACE", help="Pixel decoder or diffusers' VAE: a folder or hub id."),
     ] = None,
 ) -> None:
     """Rewrite a model: in another precision, or from another system's files.

@@ -1,4 +1,4 @@
-"""The latent space shared by understanding and generation.
+"""Latent spaces: usually one, shared by understanding and generation.
 
 Shape legend:
     B batch      N latent tokens      D latent channels
@@ -18,7 +18,9 @@ from unimm.latents.layers import LayerMixConfig
 Pixels = Float[Tensor, "B 3 height width"]
 Latents = Float[Tensor, "B N D"]
 
-LatentKind = Literal["siglip2", "dinov2", "dinov2_with_registers", "dinov3", "mae", "patches"]
+LatentKind = Literal[
+    "siglip2", "dinov2", "dinov2_with_registers", "dinov3", "mae", "flux_vae", "patches"
+]
 
 
 @runtime_checkable
@@ -43,15 +45,17 @@ class LatentSpaceConfig:
     """Which latent space to use and its size.
 
     Args:
-        kind: Architecture of the tower; ``patches`` is an exact linear stand-in
-            that needs no weights, for tests.
+        kind: Architecture of the tower; ``flux_vae`` is diffusers' AutoencoderKL (extra
+            ``vae``), and ``patches`` an exact linear stand-in that needs no weights, for tests.
         image_size: Side of the square picture that the space encodes, in pixels.
         patch_size: Side of one token's patch, in pixels; divides what the tower reads.
         encoder_size: Side to which the tower's pictures are scaled first (bicubic, as RAE
             does); None for ``image_size``.
         tower: Hugging Face vision config (``hidden_size``, ``num_hidden_layers``, ...)
             of the tower; its ``hidden_size`` is the latent dim. Positions are interpolated
-            where its own ``image_size`` differs from what it reads.
+            where its own ``image_size`` differs from what it reads. Of ``flux_vae``, the config
+            of the AutoencoderKL: its latents, shifted and scaled as that says, are cut into
+            squares that cover ``patch_size`` pixels (16 for FLUX: 2 x 2 points of its grid).
         layers: Several layers of the tower in one latent; None for the last alone.
         affine_norm: Keep the weights of the tower's last LayerNorm, as WebSSL latents do.
         statistics: Whether raw features are standardised by a stored mean and scale.
@@ -80,10 +84,27 @@ class LatentSpaceConfig:
             )
         if self.kind == "siglip2" and self.affine_norm:
             raise ValueError("affine_norm must be false for siglip2: its last norm is left out")
+        if self.kind == "flux_vae":
+            self._check_autoencoder()
         if self.layers is not None:
             self._check_layers(self.layers)
         if self.decoder is not None and self.kind != "patches":
             self._check_decoder(self.decoder)
+
+    def _check_autoencoder(self) -> None:
+        for key in ("latent_channels", "block_out_channels"):
+            if key not in self.tower:
+                raise ValueError(f"tower must have {key!r}, as in an AutoencoderKL's config.json")
+        if self.patch_size % self.stride:
+            raise ValueError(
+                f"patch_size ({self.patch_size}) must be a multiple of {self.stride}, the pixels "
+                f"along a point of this autoencoder's grid"
+            )
+        for name in ("encoder_size", "layers", "affine_norm", "statistics", "decoder"):
+            if getattr(self, name):
+                raise ValueError(f"{name} must not be given for latents of kind 'flux_vae'")
+        if set(self.image_mean + self.image_std) != {0.5}:
+            raise ValueError("image_mean and image_std must be 0.5 for latents of kind 'flux_vae'")
 
     def _check_layers(self, mix: LayerMixConfig) -> None:
         if self.kind == "patches":
@@ -106,7 +127,14 @@ class LatentSpaceConfig:
         """Channels of one latent token, D."""
         if self.kind == "patches":
             return 3 * self.patch_size**2
+        if self.kind == "flux_vae":
+            return int(self.tower["latent_channels"]) * (self.patch_size // self.stride) ** 2
         return int(self.tower.get("hidden_size", 1152))
+
+    @property
+    def stride(self) -> int:
+        """Pixels along one point of an autoencoder's grid; every block but the last halves it."""
+        return int(2 ** (len(self.tower["block_out_channels"]) - 1))
 
     @property
     def num_tokens(self) -> int:
@@ -150,6 +178,10 @@ def build_latent_space(config: LatentSpaceConfig) -> "nn.Module & LatentSpace": 
             from unimm.latents.siglip2 import SiglipLatents  # imports transformers
 
             return SiglipLatents(config)
+        case "flux_vae":
+            from unimm.latents.vae import VAELatents  # imports diffusers
+
+            return VAELatents(config)
         case _:
             from unimm.latents.vit import ViTLatents  # imports transformers
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.batch import Example, TrainingBatch, collate, share_of
+from training.batch import Blanks, Example, TrainingBatch, collate, share_of
 from training.cost import StepCost, part_sizes, state_bytes, work_of
 from training.objective import (
     JointObjective,
@@ -56,7 +56,7 @@ def batch_of(model: UniMM, samples: Sequence[Example]) -> TrainingBatch:
     return collate(
         samples,
         lay_out=lambda rows: model.lay_out(rows, pad_id=0, padding_side="right"),
-        blank=BLANK,
+        blanks=Blanks(BLANK, BLANK),
     )
 
 

@@ -16,6 +16,7 @@ from training.recipes import find_recipe
 from training.stages.unified import UnifiedConfig
 from unimm.assembly import Assembly, published_config
 from unimm.checkpoints.assemble import empty_parameters
+from unimm.config_io import from_dict, read_tree
 from unimm.errors import ConfigError
 from unimm.scenes import Grammar
 
@@ -108,6 +109,8 @@ PUBLISHED = {
     "lora_qwen7b": (7.616, 2.436, 0.412),
 }
 
+VAE_RECIPES = ("stage1_flux_vae_qwen1.5b_dit2.4b", "stage2_flux_vae_qwen1.5b_dit2.4b")
+
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipe_is_planned_before_weights_and_data_are_there(
@@ -129,6 +132,36 @@ def test_a_recipe_is_planned_before_weights_and_data_are_there(
     assert "not there; each sample counts as" in text
     assert "is not there; parts have their published sizes" in text
     assert "steps an hour" in text
+
+
+@pytest.mark.parametrize("name", VAE_RECIPES)
+def test_the_baseline_sees_by_the_tower_and_draws_a_vae(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers")
+    monkeypatch.chdir(tmp_path)
+    config = load_config(name).model.planned_config()
+    assert (config.latents.num_tokens, config.latents.dim, config.latents.image_size) == (
+        *(256, 64),
+        256,
+    )
+    assert config.generator.timestep_shift == pytest.approx(2.0)
+    assert (config.seen.num_tokens, config.seen.dim, config.seen.image_size) == (256, 1152, 224)
+    made = plan_recipe(find_recipe(f"scale_rae/{name}"), [], Machine(num_gpus=64))
+    sizes = {size.part: size.total for size in made.sizes}
+    assert sizes["latents"] == 83_819_683  # FLUX's autoencoder
+    assert sizes["vision"] / 1e9 == pytest.approx(0.412, rel=0.01)
+    assert sizes["generator"] / 1e9 == pytest.approx(2.436, rel=0.005)
+    rival = plan_recipe(find_recipe(f"scale_rae/{name.replace('flux_vae_', '')}"), [], Machine())
+    # The VAE's encoder is small beside a step of the DiT, but not nothing.
+    assert 0.95 * rival.flops < made.flops < 1.2 * rival.flops
+    assert "parts have their published sizes" in "\n".join(made.lines())
+
+
+def load_config(name: str) -> UnifiedConfig:
+    tree = read_tree(find_recipe(f"scale_rae/{name}"))
+    assert tree.pop("stage") == "unified"
+    return from_dict(UnifiedConfig, tree)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Recipes are checked to the last key before anything starts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import pytest
 from training.config import RunConfig
 from training.recipes import RECIPES, find_recipe, recipe_names
 from training.run import _config_class, run_recipe
-from unimm.config_io import dump_config, from_dict, load_config, read_tree
+from unimm.config_io import dump_config, from_dict, load_config, read_tree, to_dict
 from unimm.errors import ConfigError, UserError
 from unimm.scenes import Grammar
+from unimm.testing import tiny_two_space_config
 
 
 def load(name: str) -> tuple[type[Any], Any]:
@@ -116,6 +118,20 @@ def test_an_unknown_recipe_lists_what_there_is(tmp_path: Path) -> None:
     assert find_recipe("scenes/vision") == RECIPES / "scenes" / "vision.yaml"
     with pytest.raises(UserError, match="no recipe"):
         find_recipe(str(tmp_path / "absent.yaml"))
+
+
+@pytest.mark.parametrize("stage", ["decoder", "reading", "joint"])
+def test_stages_that_read_what_is_drawn_refuse_a_model_that_cannot(
+    stage: str, tmp_path: Path
+) -> None:
+    tree = to_dict(tiny_two_space_config())
+    header = {"model_type": "unimm", "format": 1, "latent_space": "flux_vae"}
+    init = tmp_path / "model"
+    init.mkdir()
+    (init / "config.json").write_text(json.dumps({**header, **tree}))
+    overrides = [f"run.output_dir={tmp_path / 'run'}", f"init={init}"]
+    with pytest.raises(UserError, match=f"the stage '{stage}' .*train it by the stage 'unified'"):
+        run_recipe(find_recipe(f"scenes/{stage}"), overrides)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from tests.unit.unimm.checkpoints.releases import write_scale_rae
+from tests.unit.unimm.checkpoints.releases import Options, write_scale_rae
 from unimm.assembly import DIT_SIZES, Assembly, assembled_config, published_config
 from unimm.checkpoints.component import save_component
 from unimm.checkpoints.fresh import assemble_model
@@ -195,3 +195,36 @@ def test_the_command_of_an_assembly_is_the_one_to_type() -> None:
         "unimm assemble ours --language qwen --tower tower --decoder decoder "
         "--generator dit.yaml --queries 16"
     )
+
+
+def test_a_vae_is_drawn_where_the_tower_only_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers")
+    monkeypatch.chdir(tmp_path)
+    release = write_scale_rae(tmp_path / "release", Options(vae=True))
+    write_qwen2(tmp_path / "qwen", spare_rows=0, tied=True)
+    (tmp_path / "dit.yaml").write_text(GENERATOR)
+    arguments = ["--language", "qwen", "--tower", "release/tower", "--vae", "release/vae"]
+    assert run(["assemble", "ours", *arguments, "--generator", "dit.yaml", "--queries", "16"]) == 0
+    model = Pipeline.from_pretrained("ours").model
+    assert model.config.latents == release.config.latents
+    assert model.config.seen.num_tokens == 16
+    assert model.projector.fc1.in_features == model.config.seen.dim
+    state = model.state_dict()
+    for name, tensor in release.state_dict().items():
+        if name.startswith(("latents.", "vision.")):
+            assert torch.equal(state[name], tensor), name
+
+
+def test_a_vae_and_a_decoder_are_one_too_many() -> None:
+    with pytest.raises(ValueError, match=r"give decoder \(decoder\) or vae \(flux\)"):
+        assembly(vae="flux")
+    with pytest.raises(UserError, match=r"sizes of flux are not built in; known: black-forest"):
+        published_config(
+            Assembly(
+                language="Qwen/Qwen2.5-1.5B-Instruct",
+                tower="google/siglip2-so400m-patch14-224",
+                vae="flux",
+            )
+        )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from training.data.config import DataConfig, SourceConfig
-from training.data.corpus import Corpus, Sizes
+from training.data.corpus import Corpus, Sizes, SpaceNames
 from unimm.chat import ChatTemplate
 from unimm.chat_style import ChatStyle
 from unimm.testing import tiny_config, tiny_tokenizer
@@ -28,8 +28,9 @@ def make_corpus(tmp_path: Path, template: ChatTemplate) -> MakeCorpus:
     def make(*sources: SourceConfig, seed: int = 0, **settings: Any) -> Corpus:
         settings = {"max_length": 200, "shuffle_buffer": 8, **settings}
         space = settings.pop("space", None)
+        spaces = None if space is None else SpaceNames(space, space)
         config = DataConfig(sources=sources, index_dir=tmp_path / "index", **settings)
         sizes = Sizes.of(tiny_config())
-        return Corpus(config, template=template, sizes=sizes, seed=seed, space=space)
+        return Corpus(config, template=template, sizes=sizes, seed=seed, spaces=spaces)
 
     return make

@@ -5,7 +5,7 @@ makes of them can be compared with it.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,37 @@ class Options:
     stores_head: bool = False
     ddt: bool = False
     webssl: bool = False
+    vae: bool = False
     dropout: float = 0.1
     prefix: str = ""
     shards: int = 2
     pickled: bool = False
 
 
+VAE = {
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "block_out_channels": [8, 8],
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+"""config.json of an autoencoder whose 2 x 2 points are a token of ``DIM`` channels."""
+
+
 def config_of(options: Options) -> UniMMConfig:
     """Return what a reader should make of the release."""
+    if options.vae:
+        one = config_of(replace(options, vae=False))
+        eyes = {**one.latents.tower, "image_size": 20}
+        return replace(
+            one,
+            latents=LatentSpaceConfig(kind="flux_vae", image_size=16, patch_size=4, tower=VAE),
+            vision=LatentSpaceConfig(image_size=20, patch_size=4, tower=eyes),
+        )
     tower: dict[str, Any] = {
         "hidden_size": DIM,
         "num_hidden_layers": 1,
@@ -124,7 +147,12 @@ def official_config(options: Options) -> dict[str, Any]:
     def size(backbone: int, head: int) -> int | list[int]:
         return [backbone, head] if options.ddt else backbone
 
+    vae = {
+        "generation_alignment_tower": "owner/flux-res16",
+        "mm_vision_tower_aux_token_len_list": [25],
+    }
     return {
+        **(vae if options.vae else {}),
         "model_type": "cambrian_qwen",
         "architectures": ["ScaleRAEQwenForCausalLM"],
         "vocab_size": len(tiny_tokenizer()),
@@ -297,7 +325,10 @@ def write_scale_rae(folder: Path, options: Options | None = None) -> UniMM:
     tiny_tokenizer().save_pretrained(str(folder))
     write_shards(folder, official_state(model, options), options)
     write_tower(folder / "tower", model, options)
-    write_decoder(folder / "decoder", model)
+    if options.vae:
+        write_vae(folder / "vae", model)
+    else:
+        write_decoder(folder / "decoder", model)
     return model
 
 
@@ -320,13 +351,14 @@ def write_shards(folder: Path, state: dict[str, Tensor], options: Options) -> No
 def write_tower(folder: Path, model: UniMM, options: Options) -> None:
     """Write the vision tower as on the hub: SigLIP-2 beside its text half, or DINOv2."""
     folder.mkdir()
+    prefix = "vision.tower." if options.vae else "latents.tower."
     ours = {
-        canonical(key).removeprefix("latents.tower."): value
+        canonical(key).removeprefix(prefix): value
         for key, value in model.state_dict().items()
-        if key.startswith("latents.tower.")
+        if key.startswith(prefix)
     }
-    kind = model.config.latents.kind
-    sizes = {**model.config.latents.tower, "patch_size": 4}
+    kind = model.config.seen.kind
+    sizes = {**model.config.seen.tower, "patch_size": 4}
     rules = file_rules(kind, affine_norm=True)
     if options.webssl:
         save_file(collect(_DINO_KEYS, rules, ours), folder / "model.safetensors")
@@ -338,6 +370,16 @@ def write_tower(folder: Path, model: UniMM, options: Options) -> None:
         state["vision_model.head.probe"] = torch.ones(1, 1, 4)
         save_file(state, folder / "model.safetensors")
         tree = {"model_type": "siglip", "vision_config": sizes}
+    (folder / "config.json").write_text(json.dumps(tree))
+
+
+def write_vae(folder: Path, model: UniMM) -> None:
+    """Write the autoencoder as diffusers does."""
+    folder.mkdir()
+    vae: Any = model.latents
+    state = {key: value.clone() for key, value in vae.vae.state_dict().items()}
+    save_file(state, folder / "diffusion_pytorch_model.safetensors")
+    tree = {"_class_name": "AutoencoderKL", "_diffusers_version": "0.30.0.dev0", **VAE}
     (folder / "config.json").write_text(json.dumps(tree))
 
 

@@ -102,7 +102,6 @@ def edit_config(folder: Path, **changes: object) -> None:
         ({"diffusion_model_heads": 4}, "diffusion_model_heads gives 4, but the tensors say 2"),
         ({"diffusion_model_channels": 1152}, "is 1152, but the tensors say 16"),
         ({"vocab_size": 7}, "vocab_size is 7"),
-        ({"generation_alignment_tower": "flux"}, "generation_alignment_tower is 'flux'"),
         ({"vision_loss": "regression-loss"}, "vision_loss 'regression-loss'"),
         ({"diffusion_model_depth": "many"}, "diffusion_model_depth must be a number or two"),
         ({"tie_word_embeddings": False}, "'lm_head.weight'"),
