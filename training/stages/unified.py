@@ -214,6 +214,9 @@ class UnifiedStage:
             noise=noise,
             num_steps=sampling.num_steps,
             guidance_scale=sampling.guidance_scale,
+            guidance_interval=sampling.guidance_interval,
+            exit_scale=sampling.exit_scale,
+            exit_interval=sampling.exit_interval,
         )
         return picture_grid(space.decode(latents.to(self.unimm.dtype)))
 
