@@ -13,10 +13,12 @@ from unimm.model import UniMM
 from unimm.tokenizer import load_tokenizer
 
 from .build import prepare
-from .cost import PartSize, StepCost, Work, ZeroStage, part_sizes, state_bytes, work_of
+from .cost import NO_WORK, PartSize, StepCost, Work, ZeroStage, part_sizes, state_bytes, work_of
 from .data.scenes import CachedTemplate
 from .data.stream import CorpusSource, ExampleSource
 from .data.summary import summarise
+from .objective import check_objective
+from .rereading import rereading_work
 from .run import read_recipe
 from .stages.unified import UnifiedConfig, build_source
 
@@ -51,6 +53,8 @@ class Plan:
         sizes: Parameters by part.
         state_bytes: Weights, gradients and optimiser in each process, by ZeRO stage.
         work: What a step handles.
+        reread: What it reads once more, with imperfect pictures.
+        asked: What goes through the models without a gradient for that.
         flops: Of a step, over all GPUs.
         machine: What it was planned for.
         notes: What was assumed because files are not there yet.
@@ -60,6 +64,8 @@ class Plan:
     sizes: list[PartSize]
     state_bytes: dict[int, float]
     work: Work
+    reread: Work
+    asked: Work
     flops: float
     machine: Machine
     notes: tuple[str, ...] = ()
@@ -86,6 +92,12 @@ class Plan:
             f"a step: {work.positions:,.0f} positions, {work.tokens:,.0f} supervised tokens, "
             f"{work.drawn:,.0f} pictures and times drawn, {self.flops / 1e12:,.4g} TFLOP"
         )
+        if self.asked != NO_WORK:
+            yield (
+                f"of which imperfect pictures: {self.reread.positions:,.0f} positions read once "
+                f"more, {self.asked.positions:,.0f} and {self.asked.drawn:,.0f} pictures without a "
+                f"gradient"
+            )
         machine = self.machine
         yield (
             f"at {machine.mfu:.0%} of {machine.num_gpus} x {machine.peak_tflops:g} TFLOP/s: "
@@ -117,10 +129,12 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
     length take their place, and the plan says so.
     """
     with empty_parameters():
-        model = UniMM(config.model.planned_config())
+        model_config = config.model.planned_config()
+        check_objective(config.objective, model_config)
+        model = UniMM(model_config)
         prepare(model, config.model)
     sizes = part_sizes(model)
-    work, notes = _step_work(config, model)
+    (work, reread, asked), notes = _step_work(config, model)
     if config.model.awaits_assembly:
         init = config.model.init
         notes.append(f"{init} is not there; parts have their published sizes, without a decoder")
@@ -135,9 +149,9 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
         )
         for stage in stages
     }
-    flops = StepCost.of(model).flops(work)
+    flops = StepCost.of(model).flops(work + reread, without_gradient=asked)
     data = () if missing_files(config) else data_lines(config, model)
-    return Plan(sizes, memory, work, flops, machine, tuple(notes), data)
+    return Plan(sizes, memory, work, reread, asked, flops, machine, tuple(notes), data)
 
 
 def data_lines(config: UnifiedConfig, model: UniMM) -> tuple[str, ...]:
@@ -166,7 +180,11 @@ def missing_files(config: UnifiedConfig) -> list[str]:
     return [place for place in places if not Path(place).exists()]
 
 
-def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[Work, list[str]]:
+_StepWork = tuple[Work, Work, Work]
+"""Of a step, what it reads once more, and what goes through the models without a gradient."""
+
+
+def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[_StepWork, list[str]]:
     """Return the work of a run's first step, or the most it can be where files are missing."""
     missing = missing_files(config)
     if config.data is None or not missing:
@@ -183,13 +201,18 @@ def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[Work, list[str]]:
         f"{', '.join(missing)}: not there; each sample counts as {length} positions and a picture "
         f"to draw, the most it can be, so steps will take less than this"
     )
-    return work, [note]
+    rereading = config.objective.rereading
+    aligned = replace(work, drawn=0, encoded=0).scaled(rereading.aligned)
+    share = rereading.read_back + (rereading.aligned if rereading.aligned_by_exit else 0)
+    asked = replace(work, tokens=0, drawn=count, encoded=0).scaled(share)
+    return (work, aligned, aligned + asked), [note]
 
 
-def _sampled_work(config: UnifiedConfig, model: UniMM) -> Work:
-    return work_of(
-        open_source(config, model).read(range(config.samples_per_step)).examples,
-        latents=model.config.latents,
-        num_queries=model.config.num_queries,
-        copies=config.objective.times_per_picture,
-    )
+def _sampled_work(config: UnifiedConfig, model: UniMM) -> _StepWork:
+    examples = open_source(config, model).read(range(config.samples_per_step)).examples
+    latents, num_queries = model.config.latents, model.config.num_queries
+    copies = config.objective.times_per_picture
+    work = work_of(examples, latents=latents, num_queries=num_queries, copies=copies)
+    rereading = config.objective.rereading
+    again = rereading_work(examples, rereading, latents=latents, num_queries=num_queries)
+    return (work, *again)

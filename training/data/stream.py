@@ -1,7 +1,7 @@
 """Conversations by number, and which of them a process handles in a step."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from unimm.model import UniMM
 
 from ..batch import ExampleLike, LayOut, TrainingBatch, collate, share_of
 from ..ranks import Ranks
+from ..rereading import RereadingPlan, reread
 from .corpus import Corpus
 from .sample import Skipped
 
@@ -78,11 +79,13 @@ class StepPlan:
         samples_per_step: Conversations of a step, over all processes and micro-batches.
         micro_batches: Of a step, in each process.
         ranks: The processes.
+        rereading: How many are read with imperfect pictures.
     """
 
     samples_per_step: int
     micro_batches: int
     ranks: Ranks
+    rereading: RereadingPlan = RereadingPlan()
 
     def __post_init__(self) -> None:
         self.numbers(0, 0)
@@ -105,10 +108,16 @@ class StepPlan:
         numbers = [self.numbers(first, micro) for micro in range(self.micro_batches)]
         read = [source.read(each) for each in numbers]
         return StepBatch(
-            [collate(one.examples, lay_out=lay_out, blank=blank) for one in read],
+            [self._micro_batch(one.examples, lay_out, blank) for one in read],
             sum(map(len, numbers)),
             tuple(skipped for one in read for skipped in one.skipped),
         )
+
+    def _micro_batch(
+        self, examples: Sequence[ExampleLike], lay_out: LayOut, blank: Tensor
+    ) -> TrainingBatch:
+        batch = collate(examples, lay_out=lay_out, blank=blank)
+        return replace(batch, rereading=reread(examples, self.rereading, lay_out=lay_out))
 
 
 def right_padded(model: UniMM, *, pad_id: int, length: int | None) -> LayOut:

@@ -25,7 +25,8 @@ from unimm.tokenizer import load_tokenizer
 from ..batch import LayOut, TrainingBatch
 from ..build import ModelRecipe, build_model
 from ..config import EngineConfig, OptimizerConfig, RunConfig
-from ..cost import StepCost, Work
+from ..cost import StepCost
+from ..counts import StepCounts
 from ..data.config import DataConfig
 from ..data.corpus import Corpus, Sizes
 from ..data.packed_layout import packed
@@ -36,17 +37,18 @@ from ..data.scenes import CachedTemplate, pixels_of
 from ..data.stream import CorpusSource, ExampleSource, StepBatch, StepPlan, right_padded
 from ..engine import Engine, StepReport
 from ..grids import picture_grid
+from ..imperfect import noised_by_seed
 from ..loop import LossReport
 from ..lora import merge_lora
 from ..objective import (
     TASKS,
+    Imperfect,
     JointObjective,
     ObjectiveConfig,
     Pictures,
     Totals,
+    check_objective,
     draw,
-    task_tokens,
-    with_read_noise,
 )
 from ..optimizer import ParameterGroup, parameter_groups
 from ..ranks import ALONE, Ranks, run_device
@@ -93,7 +95,13 @@ class UnifiedStage:
 
     def __init__(self, config: UnifiedConfig, ranks: Ranks = ALONE) -> None:
         self.config, self.ranks = config, ranks
-        self.plan = StepPlan(config.samples_per_step, config.engine.accumulation, ranks)
+        self.plan = StepPlan(
+            config.samples_per_step,
+            config.engine.accumulation,
+            ranks,
+            config.objective.rereading,
+        )
+        check_objective(config.objective, config.model.model_config())
         self.device = run_device(config.run.device, ranks)
         dtype = getattr(torch, config.run.precision)
         self.unimm = build_model(config.model, device=self.device, dtype=dtype)
@@ -147,38 +155,39 @@ class UnifiedStage:
         if self.report is not None:
             self.report.count(batch.num_read, batch.skipped)
         batches = batch.micro_batches
-        counted = torch.stack([_counts(batch) for batch in batches]).sum(dim=0)
-        tokens, pictures, samples, positions, squared, encoded, *by_task = engine.ranks.sum(
-            counted
-        ).tolist()
-        drawn = pictures * self.config.objective.times_per_picture
-        flops = self.cost.flops(Work(positions, squared, tokens, drawn, encoded))
-        sums = torch.zeros(3 + len(TASKS), device=self.device)
+        counts = StepCounts.of(batches, engine.ranks)
+        work, without_gradient = counts.work(self.config.objective.times_per_picture)
+        names = ["loss", "flow", "text"]
+        if self.config.objective.rereading.aligned:
+            names.append("alignment")
+        sums = torch.zeros(len(names) + len(TASKS), device=self.device)
         for micro in batches:
-            output = self._forward(engine, micro.to(self.device), Totals(tokens, pictures))
+            output = self._forward(engine, micro.to(self.device), counts.totals)
             engine.backward(output["loss"])
-            parts = [output[name].detach().float() for name in ("loss", "flow", "text")]
-            sums += torch.cat([torch.stack(parts), output["by_task"].float()])
+            values = torch.stack([output[name].detach().float() for name in names])
+            sums += torch.cat([values, output["by_task"].float()])
         done = engine.update(step)
         self.finished = step + 1
-        loss, flow, text, *task_sums = engine.ranks.sum(sums).unbind()
-        means = {
-            f"text_{task}": value / count
-            for task, value, count in zip(TASKS, task_sums, by_task, strict=True)
-            if count
-        }
+        values, task_sums = engine.ranks.sum(sums).split([len(names), len(TASKS)])
+        parts = dict(zip(names, values, strict=True))
+        tasks = zip(TASKS, task_sums, counts.by_task, strict=True)
         report = LossReport(
-            loss, {"flow": flow, "text": text, **means}, int(samples), int(positions), flops
+            parts.pop("loss"),
+            parts | {f"text_{task}": value / count for task, value, count in tasks if count},
+            int(counts.samples),
+            int(counts.rows.positions),
+            self.cost.flops(work, without_gradient=without_gradient),
         )
         return report, done
 
     def _forward(self, engine: Engine, batch: TrainingBatch, of: Totals) -> Mapping[str, Tensor]:
         with torch.no_grad():
-            read, drawn = self._latents(batch.read), self._latents(batch.drawn)
-            read = with_read_noise(read, batch.read_seeds, self.config.objective.read_noise)
+            clean, drawn = self._latents(batch.read), self._latents(batch.drawn)
+            read = noised_by_seed(clean, self.config.objective.read_noise, batch.read_seeds)
             draws = draw(batch.drawn_seeds, drawn, self.unimm, self.config.objective)
         pictures = Pictures(read, drawn, batch.is_drawn.float())
-        output: Mapping[str, Tensor] = engine(batch.layout, pictures, draws, of)
+        imperfect = batch.rereading and Imperfect(batch.rereading, clean, batch.read_seeds)
+        output: Mapping[str, Tensor] = engine(batch.layout, pictures, draws, of, imperfect)
         return output
 
     def _latents(self, pictures: Tensor) -> Tensor:
@@ -240,15 +249,6 @@ class UnifiedStage:
     def export(self, directory: Path) -> None:
         merge_lora(self.unimm.language)
         save_checkpoint(directory, self.unimm, self.tokenizer, readme="Unified stage.\n")
-
-
-def _counts(batch: TrainingBatch) -> Tensor:
-    """Return what the step's means and its cost need to know of a batch."""
-    lengths = batch.layout.mask.sum(dim=1)
-    encoded = 0 if batch.read.is_floating_point() else len(batch.read) + len(batch.drawn)
-    totals = [batch.num_tokens, batch.num_drawn, batch.num_samples]
-    work = [int(lengths.sum()), int(lengths.square().sum()), encoded]
-    return torch.cat([torch.tensor([*totals, *work]), task_tokens(batch.layout)]).double()
 
 
 def build_source(
