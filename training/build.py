@@ -184,7 +184,7 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def _load(model: UniMM, init: Path, fresh: Sequence[Part]) -> None:
+def _load(model: UniMM, init: Path, fresh: Sequence[str]) -> None:
     modules = dict(model.named_modules())
     for name in fresh:
         if name not in modules:

@@ -58,8 +58,9 @@ class StepCounts(NamedTuple):
         samples, pictures, encoded, predicted, *more = ranks.sum(
             torch.stack([_counted(batch) for batch in batches]).sum(dim=0)
         ).tolist()
-        layouts = [LayoutCounts(*more[i : i + 3]) for i in (0, 3, 6)]
-        return cls(samples, pictures, encoded, predicted, *layouts, more[9:])
+        rows, aligned, prompts = (LayoutCounts(*more[i : i + 3]) for i in (0, 3, 6))
+        by_task = more[9:]
+        return cls(samples, pictures, encoded, predicted, rows, aligned, prompts, by_task)
 
     @property
     def totals(self) -> Totals:
@@ -99,4 +100,6 @@ def _counted(batch: TrainingBatch) -> Tensor:
         *(LayoutCounts() if aligned is None else LayoutCounts.of(aligned.layout)),
         *prompts.tolist(),
     ]
-    return torch.cat([torch.tensor(numbers, dtype=torch.double), task_tokens(batch.layout).double()])
+    return torch.cat(
+        [torch.tensor(numbers, dtype=torch.double), task_tokens(batch.layout).double()]
+    )

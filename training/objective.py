@@ -73,7 +73,7 @@ class ObjectiveConfig:
         return RereadingPlan(
             read_back=self.read_back_share,
             aligned=aligned.share if aligned.weight else 0.0,
-            aligned_by_exit=aligned.source == "exit",
+            aligned_by_exit=aligned.weight > 0 and aligned.source == "exit",
         )
 
 
@@ -243,12 +243,11 @@ def task_tokens(layout: Layout) -> Tensor:
 
 def check_objective(config: ObjectiveConfig, model: UniMMConfig) -> None:
     """Raise UserError unless a model has what the objective asks for."""
-    if config.rereading.aligned_by_exit and config.rereading.aligned:
-        if not model.generator.dit.exit_depth:
-            raise UserError(
-                "objective.alignment.source exit needs a DiT with an early exit; set "
-                "model.config.generator.dit.exit_depth, or make the source noise"
-            )
+    if config.rereading.aligned_by_exit and not model.generator.dit.exit_depth:
+        raise UserError(
+            "objective.alignment.source exit needs a DiT with an early exit; set "
+            "model.config.generator.dit.exit_depth, or make the source noise"
+        )
 
 
 def draw(

@@ -102,9 +102,7 @@ def _prompt_rows(shown: Sequence[_Shown], lay_out: LayOut) -> PromptRows:
     )
 
 
-def _aligned_rows(
-    chosen: Sequence[_Chosen], plan: RereadingPlan, lay_out: LayOut
-) -> AlignedRows:
+def _aligned_rows(chosen: Sequence[_Chosen], plan: RereadingPlan, lay_out: LayOut) -> AlignedRows:
     shown = [s for _, each in chosen for s in each]
     sequences: list[Sequence[Segment]] = [sample.segments for sample, _ in chosen]
     return AlignedRows(

@@ -16,6 +16,8 @@ from ..rereading import RereadingPlan, reread
 from .corpus import Corpus
 from .sample import Skipped
 
+_NOTHING = RereadingPlan()
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
@@ -85,7 +87,7 @@ class StepPlan:
     samples_per_step: int
     micro_batches: int
     ranks: Ranks
-    rereading: RereadingPlan = RereadingPlan()
+    rereading: RereadingPlan = _NOTHING
 
     def __post_init__(self) -> None:
         self.numbers(0, 0)

@@ -53,8 +53,12 @@ def samples(template: ChatTemplate) -> list[Example]:
     prompts = (template.draw("a red circle"),)
     return [
         Example(template.draw("a blue square", reply="ok"), drawn=(latents(0),), seed=10),
-        Example(template.verify("a red circle", answer=True), (latents(1),), seed=11, prompts=prompts),
-        Example(template.verify("a red square", answer=False), (latents(2),), seed=12, prompts=prompts),
+        Example(
+            template.verify("a red circle", answer=True), (latents(1),), seed=11, prompts=prompts
+        ),
+        Example(
+            template.verify("a red square", answer=False), (latents(2),), seed=12, prompts=prompts
+        ),
         Example(template.ask("what color?", answer="red"), read=(latents(3),), seed=13),
     ]
 
@@ -117,7 +121,9 @@ def test_a_share_of_zero_changes_no_bit(model: UniMM, samples: list[Example]) ->
     assert torch.equal(shown, torch.stack([s.read[0] for s in samples[1:]]))
     assert "alignment" not in plain
     # Where it is on but chooses nothing, stand-in rows run along and change nothing either.
-    nothing, (unchanged,) = run(model, samples[:1] + samples[3:], ObjectiveConfig(read_back_share=1))
+    nothing, (unchanged,) = run(
+        model, samples[:1] + samples[3:], ObjectiveConfig(read_back_share=1)
+    )
     alone, (expected,) = run(model, samples[:1] + samples[3:], ObjectiveConfig())
     assert torch.equal(unchanged, expected)
     assert torch.equal(nothing["loss"], alone["loss"])
@@ -167,7 +173,9 @@ def test_a_picture_without_a_prompt_is_predicted_from_the_null_condition(model: 
     seeds = torch.tensor([1, 2])
     plan = RereadingPlan(aligned=1.0, aligned_by_exit=True)
     template = ChatTemplate(tiny_tokenizer(), model.config.chat)
-    samples = [Example(template.ask("what?", answer="red"), (x,), seed=i) for i, x in enumerate(x_0)]
+    samples = [
+        Example(template.ask("what?", answer="red"), (x,), seed=i) for i, x in enumerate(x_0)
+    ]
     rereading = batch_of(model, samples, plan).rereading
     assert rereading is not None
     assert rereading.aligned is not None

@@ -74,9 +74,7 @@ def test_the_models_own_setting_holds_for_drawing_and_chat() -> None:
     assert pipeline.chat().options.exit_scale == 1.7
     # The released sampler never guides.
     official = draw(pipeline, sampler="official")
-    assert torch.equal(
-        official.latents, draw(pipeline, sampler="official", exit_scale=1.0).latents
-    )
+    assert torch.equal(official.latents, draw(pipeline, sampler="official", exit_scale=1.0).latents)
 
 
 def test_a_model_without_an_exit_refuses_it() -> None:
