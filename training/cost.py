@@ -30,6 +30,7 @@ class Work:
         tokens: Supervised tokens.
         drawn: Pictures times the times drawn for each.
         encoded: Pictures that go through the frozen tower.
+        longest: Positions of the longest conversation.
     """
 
     positions: float
@@ -37,14 +38,16 @@ class Work:
     tokens: float
     drawn: float
     encoded: float
+    longest: int = 0
 
     def __add__(self, other: "Work") -> "Work":
-        ours, theirs = astuple(self), astuple(other)
-        return Work(*(a + b for a, b in zip(ours, theirs, strict=True)))
+        ours, theirs = astuple(self)[:-1], astuple(other)[:-1]
+        sums = (a + b for a, b in zip(ours, theirs, strict=True))
+        return Work(*sums, longest=max(self.longest, other.longest))
 
     def scaled(self, factor: float) -> "Work":
         """Return a share of the work."""
-        return Work(*(factor * value for value in astuple(self)))
+        return Work(*(factor * value for value in astuple(self)[:-1]), longest=self.longest)
 
 
 NO_WORK = Work(0, 0, 0, 0, 0)
@@ -181,6 +184,7 @@ def work_of(
         tokens=tokens,
         drawn=drawn * copies,
         encoded=sum(not p.is_floating_point() for p in pictures),
+        longest=max(lengths, default=0),
     )
 
 

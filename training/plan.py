@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import get_args
+
+import torch
 
 from unimm.checkpoints.assemble import empty_parameters
 from unimm.config_io import from_dict
@@ -12,6 +15,7 @@ from unimm.memory import format_bytes
 from unimm.model import UniMM
 from unimm.tokenizer import load_tokenizer
 
+from .activations import MicroBatch, activation_bytes
 from .build import prepare
 from .cost import NO_WORK, PartSize, StepCost, Work, ZeroStage, part_sizes, state_bytes, work_of
 from .data.scenes import CachedTemplate
@@ -52,6 +56,8 @@ class Plan:
     Args:
         sizes: Parameters by part.
         state_bytes: Weights, gradients and optimiser in each process, by ZeRO stage.
+        batch: What a process takes forward and backward at once.
+        activation_bytes: Activations of such a micro-batch.
         work: What a step handles.
         reread: What it reads once more, with imperfect pictures.
         asked: What goes through the models without a gradient for that.
@@ -63,6 +69,8 @@ class Plan:
 
     sizes: list[PartSize]
     state_bytes: dict[int, float]
+    batch: MicroBatch
+    activation_bytes: int
     work: Work
     reread: Work
     asked: Work
@@ -84,15 +92,26 @@ class Plan:
             yield f"{size.part:<12}{size.total:>16,}{size.trained:>16,}"
         total, trained = (sum(getattr(s, n) for s in self.sizes) for n in ("total", "trained"))
         yield f"{'all':<12}{total:>16,}{trained:>16,}"
-        yield f"weights, gradients and optimiser on each of {self.machine.num_gpus} GPUs:"
+        batch, on_top = self.batch, self.activation_bytes
+        yield (
+            f"activations of {batch.rows} rows of {batch.length} positions, {batch.drawn} drawn: "
+            f"{format_bytes(on_top)}"
+        )
+        yield (
+            f"weights, gradients, optimiser, and with activations, on each of "
+            f"{self.machine.num_gpus} GPUs:"
+        )
         for stage, count in self.state_bytes.items():
-            yield f"  ZeRO-{stage}: {format_bytes(round(count))} (activations come on top)"
+            yield (
+                f"  ZeRO-{stage}: {format_bytes(round(count))}, "
+                f"{format_bytes(round(count) + on_top)}"
+            )
         work = self.work
         yield (
             f"a step: {work.positions:,.0f} positions, {work.tokens:,.0f} supervised tokens, "
             f"{work.drawn:,.0f} pictures and times drawn, {self.flops / 1e12:,.4g} TFLOP"
         )
-        if self.asked != NO_WORK:
+        if self.asked.positions:
             yield (
                 f"of which imperfect pictures: {self.reread.positions:,.0f} positions read once "
                 f"more, {self.asked.positions:,.0f} and {self.asked.drawn:,.0f} pictures without a "
@@ -151,7 +170,43 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
     }
     flops = StepCost.of(model).flops(work + reread, without_gradient=asked)
     data = () if missing_files(config) else data_lines(config, model)
-    return Plan(sizes, memory, work, reread, asked, flops, machine, tuple(notes), data)
+    model.to("meta", dtype=getattr(torch, config.run.precision))
+    batch = micro_batch(config, work, machine, reread)
+    checkpointed = config.model.checkpoint_activations
+    activations = activation_bytes(model, batch, is_checkpointed=checkpointed)
+    return Plan(
+        sizes=sizes,
+        state_bytes=memory,
+        batch=batch,
+        activation_bytes=activations,
+        work=work,
+        reread=reread,
+        asked=asked,
+        flops=flops,
+        machine=machine,
+        notes=tuple(notes),
+        data=data,
+    )
+
+
+def micro_batch(
+    config: UnifiedConfig, work: Work, machine: Machine, reread: Work = NO_WORK
+) -> MicroBatch:
+    """Return an average micro-batch of a step's work, its rows padded as the run pads them.
+
+    What is reread counts as more rows: its activations are kept beside the others.
+    """
+    once_more = reread.positions / work.positions if work.positions else 0.0
+    parts = machine.num_gpus * config.engine.accumulation
+    packed = config.data.row_length if config.data is not None else None
+    length = packed or config.sequence_length or work.longest
+    rows = work.positions / length if packed else config.samples_per_step
+    return MicroBatch(
+        rows=ceil(rows * (1 + once_more) / parts),
+        length=length,
+        tokens=ceil((work.tokens + reread.tokens) / parts),
+        drawn=ceil(work.drawn / parts),
+    )
 
 
 def data_lines(config: UnifiedConfig, model: UniMM) -> tuple[str, ...]:
@@ -196,6 +251,7 @@ def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[_StepWork, list[str
         tokens=count * max(0, length - model.config.num_queries),
         drawn=count * config.objective.times_per_picture,
         encoded=count,
+        longest=length,
     )
     note = (
         f"{', '.join(missing)}: not there; each sample counts as {length} positions and a picture "

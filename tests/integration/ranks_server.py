@@ -5,6 +5,7 @@ JSON on stdin; the answer is the ranks' exit statuses, a negative one being the 
 died of.
 """
 
+import gc
 import json
 import os
 import sys
@@ -62,6 +63,8 @@ def hook(order: dict[str, Any], rank: int) -> None:
 
     def write_then_signal(reporter: Reporter, step: int, values: dict[str, float]) -> None:
         write(reporter, step, values)
+        if step == order.get("weigh_at"):
+            Path(f"{order['output']}.{rank}.bytes").write_text(str(held_bytes()))
         if step == order.get("at_step") and rank in order.get("signalled", range(99)):
             os.kill(os.getpid(), order["signal"])
 
@@ -72,6 +75,17 @@ def hook(order: dict[str, Any], rank: int) -> None:
 
     setattr(Reporter, "write", write_then_signal)  # noqa: B010 - a method is no variable
     setattr(zero, "write_fragments", save_or_die)  # noqa: B010
+
+
+def held_bytes() -> int:
+    """Return the memory of all tensors of this process."""
+    gc.collect()
+    held: dict[int, int] = {}
+    for found in gc.get_objects():
+        if isinstance(found, torch.Tensor) and found.device.type == "cpu":
+            storage = found.untyped_storage()
+            held[storage.data_ptr()] = storage.nbytes()
+    return sum(held.values())
 
 
 if __name__ == "__main__":

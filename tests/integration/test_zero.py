@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import unimm
 from training.checkpoint import load_state
 from unimm.checkpoint import save_checkpoint
 from unimm.config import UniMMConfig
@@ -28,6 +29,7 @@ from unimm.testing import tiny_config, tiny_model, tiny_tokenizer
 pytest.importorskip("deepspeed")
 
 NUM_STEPS = 6
+SHIPPED = Path(unimm.__file__).parent / "models" / "scenes-small"
 ROOT = Path(__file__).parents[2]
 
 TINY = (
@@ -185,6 +187,44 @@ def test_sharding_over_two_processes_changes_nothing(
     assert_same_model(runs, name)
 
 
+LONG = ("run.num_steps=20", "run.save_every=20")
+
+
+@pytest.fixture(scope="module")
+def long_course(runs: Runs) -> list[float]:
+    """Return the losses of twenty steps on one process, with the plain optimiser."""
+    assert runs("long", *LONG, *LOCAL) == [0], runs.launch.said()
+    return [line["loss"] for line in runs.metrics("long")]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_twenty_steps_have_the_losses_of_one_process(
+    runs: Runs, long_course: list[float], stage: int
+) -> None:
+    name = f"long{stage}"
+    assert runs(name, *LONG, f"engine.zero_stage={stage}", ranks=2) == [0, 0], runs.launch.said()
+    assert len(long_course) == 20
+    assert long_course[-1] < 0.9 * long_course[0]
+    losses = [line["loss"] for line in runs.metrics(name)]
+    assert losses == pytest.approx(long_course, rel=1e-4)
+
+
+def test_imperfect_pictures_are_the_same_however_a_step_is_divided(runs: Runs) -> None:
+    """Micro-batches of two conversations: many have nothing to predict, or nothing to align."""
+    imperfect = (
+        "model.config.generator.dit.exit_depth=1",
+        "model.fresh=[generator.dit.exit]",
+        "objective.read_back_share=0.7",
+        "objective.alignment={weight: 0.5, share: 0.7, source: exit}",
+        "scenes.matching=0.6",
+    )
+    assert runs("imperfect", *imperfect, *LOCAL) == [0], runs.launch.said()
+    sharding = ("engine.zero_stage=3", "engine.accumulation=2")
+    assert runs("imperfect3", *imperfect, *sharding, ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics("imperfect3"), runs.metrics("imperfect"))
+    assert all(line["alignment"] > 0 for line in runs.metrics("imperfect"))
+
+
 @pytest.mark.parametrize("engine", ["local", "deepspeed"])
 def test_accumulating_gradients_changes_nothing(
     runs: Runs, whole: list[dict[str, float]], engine: str
@@ -312,6 +352,30 @@ def test_samples_that_cannot_be_shared_out_are_refused_by_all(runs: Runs) -> Non
     assert "9 samples of a step cannot be shared out evenly" in runs.launch.said(1)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_process_holds_the_memory_that_was_planned(runs: Runs, stage: int) -> None:
+    """Weights, gradients and optimiser of the shipped model, against what the plan says."""
+    from training.plan import Machine, plan_recipe
+    from training.recipes import find_recipe
+
+    engine = LOCAL if stage == 0 else (f"engine.zero_stage={stage}", "engine.bucket_size=100000")
+    settings = (
+        *TINY,
+        *engine,
+        f"run.output_dir={runs.folder / f'weighed{stage}'}",
+        f"model.init={SHIPPED}",
+        "run.precision=bfloat16",
+        "run.num_steps=2",
+        "run.save_every=100",
+        "samples_per_step=2",
+    )
+    assert runs.launch("train", "scenes/zero", *settings, ranks=2, weigh_at=1) == [0, 0]
+    plan = plan_recipe(find_recipe("scenes/zero"), list(settings), Machine(num_gpus=2))
+    held = [int((runs.folder / f"rank.{rank}.bytes").read_text()) for rank in range(2)]
+    for bytes_of_rank in held:
+        assert bytes_of_rank == pytest.approx(plan.state_bytes[stage], rel=0.15)
+
+
 JOINT = (
     "batch.num_prompts=3",
     "batch.pictures_per_prompt=2",
@@ -324,6 +388,9 @@ JOINT = (
     "bank.pictures_per_prompt=2",
     "bank.rows=2",
     "bank.num_steps=2",
+    "batch.drawing_length=160",
+    "batch.matching_length=160",
+    "batch.reading_length=500",
     "keep_generator=true",
     "model={}",
 )
