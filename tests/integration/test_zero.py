@@ -197,6 +197,7 @@ def long_course(runs: Runs) -> list[float]:
     return [line["loss"] for line in runs.metrics("long")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_twenty_steps_have_the_losses_of_one_process(
     runs: Runs, long_course: list[float], stage: int
