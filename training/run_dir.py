@@ -2,17 +2,15 @@
 
 import errno
 import os
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from unimm.errors import OutputError, UnimmError, UserError
+from unimm.files import NO_SPACE, error_number
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TOO_LARGE = (*NO_SPACE, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
 
@@ -46,20 +44,12 @@ def explained_write_errors(run_dir: Path) -> Iterator[None]:
         yield
     except UnimmError:
         raise
-    except (OSError, SafetensorError) as error:
-        number = _error_number(error)
-        if number not in _NO_SPACE + _REFUSED:
+    except Exception as error:
+        number = error_number(error)
+        if number not in _TOO_LARGE + _REFUSED:
             raise
-        reason = "the disk is full" if number in _NO_SPACE else os.strerror(number).lower()
+        reason = "the disk is full" if number in _TOO_LARGE else os.strerror(number).lower()
         raise OutputError(
             f"cannot write into {run_dir}: {reason}; mend that and give the same command again, "
             f"it goes on from the last checkpoint"
         ) from error
-
-
-def _error_number(error: OSError | SafetensorError) -> int:
-    """Return the system's number of an error; safetensors tells it in its message alone."""
-    if isinstance(error, OSError):
-        return error.errno or 0
-    told = re.search(r"os error (\d+)", str(error))
-    return int(told[1]) if told else 0

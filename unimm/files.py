@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from unimm.errors import OutputError, UserError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -30,11 +33,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         partial.chmod(0o666 & ~_umask())
         partial.replace(path)
-    except OSError as error:
+    except BaseException as error:
         _discard(partial)
-        raise _output_error(path, error) from error
-    except BaseException:
-        _discard(partial)
+        if isinstance(error, OSError) or error_number(error):
+            raise _output_error(path, error) from error
         raise
 
 
@@ -55,11 +57,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         yield partial
         partial.chmod(0o777 & ~_umask())
         _replace_directory(partial, path)
-    except OSError as error:
+    except BaseException as error:
         _discard(partial)
-        raise _output_error(path, error) from error
-    except BaseException:
-        _discard(partial)
+        if isinstance(error, OSError) or error_number(error):
+            raise _output_error(path, error) from error
         raise
 
 
@@ -118,12 +119,24 @@ def _discard(partial: Path | None) -> None:
             partial.unlink()
 
 
-def _output_error(path: Path, error: OSError) -> OutputError:
+def error_number(error: BaseException) -> int:
+    """Return the system's number of an error, 0 where it is not one of the system's.
+
+    Libraries written in Rust, such as safetensors and tokenizers, give it in words alone.
+    """
+    if isinstance(error, OSError):
+        return error.errno or 0
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return int(told[1]) if told else 0
+
+
+def _output_error(path: Path, error: BaseException) -> OutputError:
     if isinstance(error, OutputError):
         return error
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    number = error_number(error)
+    if number in NO_SPACE:
         return OutputError(f"cannot write {path}: the disk is full; nothing was changed")
-    return OutputError(f"cannot write {path}: {error.strerror or error}")
+    return OutputError(f"cannot write {path}: {os.strerror(number) if number else error}")
 
 
 def _umask() -> int:

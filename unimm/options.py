@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from unimm.errors import UserError
 
 SamplerName = Literal["euler", "heun", "midpoint", "official"]
-VerifierName = Literal["yes_no", "prompt_likelihood"]
+VerifierName = Literal["yes_no", "prompt_likelihood", "ensemble"]
 
 MAX_SEED = 2**64 - 1
 

@@ -79,6 +79,27 @@ class PromptLikelihoodVerifier:
         return torch.cat(scores)
 
 
+class EnsembleVerifier:
+    """Sum of the log-odds of yes and the log-probability of the whole prompt.
+
+    Two readings of the same picture that err differently: one judges, the other describes.
+
+    Args:
+        reader: Model and chat template.
+        batch_size: Most candidates to read at once.
+    """
+
+    def __init__(self, reader: Reader, *, batch_size: int = 32) -> None:
+        self.reader = reader
+        self.yes_no = YesNoVerifier(reader, batch_size=batch_size)
+        self.likelihood = PromptLikelihoodVerifier(reader, batch_size=batch_size)
+
+    def score(self, prompt: str, latents: Float[Tensor, "K N D"]) -> Float[Tensor, "K"]:
+        num_tokens = len(self.reader.template.encode(prompt))
+        likelihood = num_tokens * self.likelihood.score(prompt, latents)  # of a mean, the sum
+        return self.yes_no.score(prompt, latents) + likelihood
+
+
 def build_verifier(name: VerifierName, reader: Reader, *, batch_size: int = 32) -> Verifier:
     """Return the verifier of that name."""
     match name:
@@ -86,16 +107,26 @@ def build_verifier(name: VerifierName, reader: Reader, *, batch_size: int = 32) 
             return YesNoVerifier(reader, batch_size=batch_size)
         case "prompt_likelihood":
             return PromptLikelihoodVerifier(reader, batch_size=batch_size)
+        case "ensemble":
+            return EnsembleVerifier(reader, batch_size=batch_size)
         case _:
             assert_never(name)
 
 
 def verifier_sequence(name: VerifierName, reader: Reader, prompt: str) -> list[Segment]:
-    """Return the sequence that a verifier reads, to know its length beforehand."""
+    """Return the longest sequence that a verifier reads, to know its length beforehand."""
     template = reader.template
-    if name == "yes_no":
-        return template.verify(prompt)
-    return [*template.describe(), TextSegment(template.encode(prompt))]
+    judged = template.verify(prompt)
+    described = [*template.describe(), TextSegment(template.encode(prompt))]
+    match name:
+        case "yes_no":
+            return judged
+        case "prompt_likelihood":
+            return described
+        case "ensemble":
+            return max(judged, described, key=reader.length)
+        case _:
+            assert_never(name)
 
 
 def read_candidates(

@@ -1,13 +1,14 @@
 """Gate 3: does the model draw what it is asked for, and choose well among its candidates?"""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 import torch
 
-from unimm.options import GenerationOptions
+from unimm.options import GenerationOptions, VerifierName
 from unimm.pipeline import Pipeline
 from unimm.roc import area_under_roc
 from unimm.scenes import Prompt, detect, judge
@@ -22,20 +23,40 @@ class PromptOutcome:
     Args:
         skill: GenEval's name for what the prompt tests.
         right: The detector's verdict on each candidate.
-        scores: The model's own log-odds of each candidate.
+        scores: The model's own score of each candidate, by verifier.
     """
 
     skill: str
     right: tuple[bool, ...]
-    scores: tuple[float, ...]
+    scores: Mapping[str, tuple[float, ...]]
 
-    def best_of(self, n: int) -> bool:
+    def best_of(self, n: int, verifier: str) -> bool:
         """Whether the model's choice among the first ``n`` is right."""
-        return self.right[int(np.argmax(self.scores[:n]))]
+        return self.right[int(np.argmax(self.scores[verifier][:n]))]
 
     def oracle(self, n: int) -> bool:
         """Whether any of the first ``n`` is right."""
         return any(self.right[:n])
+
+
+@dataclass(frozen=True, slots=True)
+class Choosing:
+    """Quality of the choice by one verifier.
+
+    Args:
+        best_of_n: By number of candidates, share of prompts whose chosen picture is right.
+        recovered: (best of N - single) / (oracle of N - single) at the largest N.
+        auroc: Of the scores against the detector, over all candidates.
+        auroc_within: The same over candidates of one prompt, mean over prompts with both verdicts;
+            NaN where there is none.
+        by_skill: Share of right choices at the largest N.
+    """
+
+    best_of_n: dict[int, float]
+    recovered: float
+    auroc: float
+    auroc_within: float
+    by_skill: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,24 +68,18 @@ class Drawing:
         pictures: Single pictures judged, four for each prompt or all if there are fewer.
         single: Share of single pictures that are right.
         single_interval: Its 95% Wilson interval.
-        best_of_n: By number of candidates, share of prompts whose chosen picture is right.
         oracle_of_n: By number of candidates, share of prompts with any right candidate.
-        recovered: (best of N - single) / (oracle of N - single) at the largest N.
-        auroc: Of the log-odds against the detector, over all candidates.
         by_skill: Share of right single pictures.
-        best_by_skill: Share of right choices at the largest N.
+        chosen: Quality of choosing, by verifier.
     """
 
     prompts: int
     pictures: int
     single: float
     single_interval: tuple[float, float]
-    best_of_n: dict[int, float]
     oracle_of_n: dict[int, float]
-    recovered: float
-    auroc: float
     by_skill: dict[str, float]
-    best_by_skill: dict[str, float]
+    chosen: dict[str, Choosing]
 
 
 def draw_outcomes(
@@ -81,13 +96,13 @@ def draw_outcomes(
         for prompt, generation in zip(group, drawn, strict=True):
             latents = torch.stack([c.latents for c in generation.candidates])
             pictures = pipeline.decode_images(latents)
-            scores = [c.score for c in generation.candidates]
-            if any(score is None for score in scores):
-                scores = list(pipeline.verify(prompt.text, latents))
             yield PromptOutcome(
                 skill=prompt.skill,
                 right=tuple(judge(prompt, detect(np.asarray(p))).correct for p in pictures),
-                scores=tuple(float(s) for s in scores if s is not None),
+                scores={
+                    name: tuple(pipeline.verify(prompt.text, latents, verifier=name))
+                    for name in get_args(VerifierName)
+                },
             )
 
 
@@ -96,23 +111,42 @@ def summarise(outcomes: Sequence[PromptOutcome], *, singles: int = 4) -> Drawing
     n = len(outcomes[0].right)
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= n]
     single = [right for o in outcomes for right in o.right[:singles]]
-    best = {size: _mean(o.best_of(size) for o in outcomes) for size in sizes}
     oracle = {size: _mean(o.oracle(size) for o in outcomes) for size in sizes}
     rate = _mean(single)
-    room = oracle[sizes[-1]] - rate
     return Drawing(
         prompts=len(outcomes),
         pictures=len(single),
         single=rate,
         single_interval=wilson_interval(sum(single), len(single)),
-        best_of_n=best,
         oracle_of_n=oracle,
-        recovered=(best[sizes[-1]] - rate) / room if room > 0 else 1.0,
-        auroc=area_under_roc(
-            [s for o in outcomes for s in o.scores], [r for o in outcomes for r in o.right]
-        ),
         by_skill=_by_skill(outcomes, lambda o: o.right[:singles]),
-        best_by_skill=_by_skill(outcomes, lambda o: [o.best_of(n)]),
+        chosen={
+            name: _choosing(outcomes, name, sizes, rate=rate, oracle=oracle[sizes[-1]])
+            for name in outcomes[0].scores
+        },
+    )
+
+
+def _choosing(
+    outcomes: Sequence[PromptOutcome],
+    verifier: str,
+    sizes: Sequence[int],
+    *,
+    rate: float,
+    oracle: float,
+) -> Choosing:
+    best = {size: _mean(o.best_of(size, verifier) for o in outcomes) for size in sizes}
+    mixed = [o for o in outcomes if len(set(o.right)) == 2]
+    within = [area_under_roc(o.scores[verifier], o.right) for o in mixed]
+    return Choosing(
+        best_of_n=best,
+        recovered=(best[sizes[-1]] - rate) / (oracle - rate) if oracle > rate else 1.0,
+        auroc=area_under_roc(
+            [s for o in outcomes for s in o.scores[verifier]],
+            [r for o in outcomes for r in o.right],
+        ),
+        auroc_within=float(np.mean(within)) if within else float("nan"),
+        by_skill=_by_skill(outcomes, lambda o: [o.best_of(sizes[-1], verifier)]),
     )
 
 

@@ -292,7 +292,8 @@ def test_the_model_is_measured(unimm: Commands, joint: Stage, tmp_path: Path) ->
     assert results["reconstruction"]["count"] == 3
     assert results["reading"]["count"] == 12
     assert results["drawing"]["pair"]["pictures"] == 4
-    assert list(results["drawing"]["pair"]["best_of_n"]) == ["1", "2"]
+    assert list(results["drawing"]["pair"]["oracle_of_n"]) == ["1", "2"]
+    assert set(results["drawing"]["pair"]["chosen"]) >= {"yes_no", "prompt_likelihood"}
 
 
 def test_the_model_is_timed(unimm: Commands, joint: Stage) -> None:

@@ -73,7 +73,6 @@ class DataConfig:
         max_length: Positions of a sample; longer text is cut, a picture that does not fit makes
             the sample unusable.
         row_length: Positions of a packed row; None for one sample a row.
-        open_rows: Rows that a packer fills at a time.
         max_images: Pictures of a sample; with more it is unusable.
         fit: How a picture becomes a square: ``stretch`` changes its proportions, as Scale-RAE
             does, ``crop`` cuts the longer side.
@@ -89,7 +88,6 @@ class DataConfig:
     shuffle_buffer: int = 16384
     max_length: int = 512
     row_length: int | None = None
-    open_rows: int = 16
     max_images: int = 1
     fit: Fit = "crop"
     resample: Resample = "bicubic"
@@ -106,7 +104,7 @@ class DataConfig:
             raise ValueError(f"sources must have different names, got {', '.join(names)}")
         if len({source.weight is None for source in self.sources}) > 1:
             raise ValueError("give each source a weight, or none for shares by size")
-        for name in ("shuffle_buffer", "max_length", "open_rows", "skipped_grace"):
+        for name in ("shuffle_buffer", "max_length", "skipped_grace"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_images < 0:

@@ -9,7 +9,7 @@ from typing import Any
 from unimm.errors import UnimmError
 
 from .config import DataConfig
-from .sample import SampleBatch, Skipped
+from .sample import Skipped
 
 
 class SkipReport:
@@ -28,14 +28,6 @@ class SkipReport:
         _end_line(path)
         self.num_read = 0
         self.num_skipped = 0
-
-    def add(self, batch: SampleBatch) -> None:
-        """Count a batch and name what it had to leave out.
-
-        Raises:
-            UnimmError: More than the allowed share of all samples could not be used.
-        """
-        self.count(len(batch.samples) + len(batch.skipped), batch.skipped)
 
     def count(self, num_read: int, skipped: Sequence[Skipped]) -> None:
         """Count conversations that were asked for, and name those of them that were left out.

@@ -30,7 +30,6 @@ from ..counts import StepCounts
 from ..data.config import DataConfig
 from ..data.corpus import Corpus, Sizes
 from ..data.packed_layout import packed
-from ..data.reader import check_fingerprint
 from ..data.report import SkipReport
 from ..data.scene_samples import SceneDataConfig, SceneSource
 from ..data.scenes import CachedTemplate, pixels_of
@@ -242,7 +241,12 @@ class UnifiedStage:
         Raises:
             UserError: The data is another.
         """
-        check_fingerprint(self.source, state)
+        if state["fingerprint"] != self.source.fingerprint:
+            raise UserError(
+                "the data is not what the checkpoint was trained on (files, weights, seed or "
+                "shuffle settings differ), so its position means nothing; restore them or start a "
+                "new run"
+            )
         self.finished = int(state["step"])
         self.origin = (self.finished, int(state["next_number"]))
 

@@ -1,6 +1,8 @@
 """A model directory: whole, strict, and bit for bit what was saved."""
 
 import json
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unimm.checkpoint import CONFIG_NAME, INDEX_NAME, WEIGHTS_NAME, unique_state
-from unimm.errors import CheckpointError, NotEnoughMemoryError, UserError
+from unimm.errors import CheckpointError, NotEnoughMemoryError, OutputError, UserError
 from unimm.pipeline import Pipeline
 from unimm.testing import tiny_pipeline
 
@@ -156,6 +158,24 @@ def test_a_failed_save_leaves_the_old_model(
         pipeline.save_pretrained(directory)
     assert (directory / WEIGHTS_NAME).read_bytes() == before
     assert [path.name for path in directory.parent.iterdir()] == ["model"]
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Let no file grow beyond 10 kB, which fails in the same place as a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_weights_that_do_not_fit_on_the_disk_are_one_clear_error(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    with pytest.raises(OutputError, match=r"cannot write .*model: File too large"):
+        pipeline.save_pretrained(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_too_little_memory_says_how_much_is_needed(

@@ -1,5 +1,7 @@
 """Verifiers against brute force: whole sequences, no cache, no batch."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,7 +68,7 @@ def test_likelihood_is_the_mean_log_probability_of_the_prompt(
         torch.testing.assert_close(score, torch.stack(logprobs).mean())
 
 
-@pytest.mark.parametrize("name", ["yes_no", "prompt_likelihood"])
+@pytest.mark.parametrize("name", get_args(VerifierName))
 def test_scores_do_not_depend_on_company(
     reader: Reader, latents: Tensor, name: VerifierName
 ) -> None:
@@ -77,7 +79,7 @@ def test_scores_do_not_depend_on_company(
     assert torch.equal(together, alone)
 
 
-@pytest.mark.parametrize("name", ["yes_no", "prompt_likelihood"])
+@pytest.mark.parametrize("name", get_args(VerifierName))
 def test_scores_depend_on_picture_and_prompt(
     reader: Reader, latents: Tensor, name: VerifierName
 ) -> None:
@@ -117,3 +119,16 @@ def test_sequence_lengths_are_those_that_are_read(reader: Reader) -> None:
     described = verifier_sequence("prompt_likelihood", reader, PROMPT)
     spelled = len(reader.template.encode(PROMPT))
     assert reader.length(described) == reader.length(reader.template.describe()) + spelled
+    longer = max(reader.length(reader.template.verify(PROMPT)), reader.length(described))
+    assert reader.length(verifier_sequence("ensemble", reader, PROMPT)) == longer
+
+
+def test_the_ensemble_adds_the_odds_of_yes_and_the_probability_of_the_prompt(
+    reader: Reader, latents: Tensor
+) -> None:
+    odds, mean_logprob, both = (
+        build_verifier(name, reader).score(PROMPT, latents)
+        for name in ("yes_no", "prompt_likelihood", "ensemble")
+    )
+    num_tokens = len(reader.template.encode(PROMPT))
+    torch.testing.assert_close(both, odds + num_tokens * mean_logprob)

@@ -12,7 +12,7 @@ from tests.unit.training.data.layouts import reading_records, turns, write_jsonl
 from training.data.config import SourceConfig
 from training.data.corpus import Corpus
 from training.data.packed_layout import packed
-from training.data.packer import RowPacker, pack_rows
+from training.data.packer import pack_rows
 from training.data.sample import Sample
 from unimm.chat import ChatTemplate
 from unimm.model import UniMM
@@ -35,21 +35,9 @@ def test_all_samples_are_packed_once_and_fit(lengths: list[int]) -> None:
     assert len(rows) < 2 * sum(lengths) / 50 + 1
 
 
-@settings(deadline=None)
-@given(lengths, st.integers(1, 6))
-def test_a_bounded_packer_holds_few_rows_back(lengths: list[int], max_open: int) -> None:
-    packer = RowPacker(50, max_open=max_open)
-    done = []
-    for sample in samples_of(lengths):
-        done += packer.add(sample)
-        assert len(packer.open) <= max_open
-    done += packer.flush()
-    assert sorted(s.number for row in done for s in row) == list(range(len(lengths)))
-
-
 def test_a_sample_longer_than_a_row_is_refused() -> None:
     with pytest.raises(ValueError, match="takes 51 positions, a row has 50"):
-        RowPacker(50).add(samples_of([51])[0])
+        pack_rows(samples_of([51]), 50)
 
 
 @pytest.fixture

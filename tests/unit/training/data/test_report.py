@@ -11,6 +11,7 @@ from tests.unit.training.data.conftest import MakeCorpus
 from tests.unit.training.data.layouts import drawing_members, png, turns, write_jsonl, write_tar
 from training.data.config import DataConfig, SourceConfig
 from training.data.report import SkipReport
+from training.data.sample import SampleBatch
 from training.data.summary import summarise
 from unimm.config_io import from_dict
 from unimm.errors import UnimmError
@@ -33,6 +34,10 @@ def damaged_tar(tmp_path: Path, count: int) -> SourceConfig:
     return SourceConfig(name="demo", kind="wds", path=str(path))
 
 
+def add(report: SkipReport, batch: SampleBatch) -> None:
+    report.count(len(batch.samples) + len(batch.skipped), batch.skipped)
+
+
 def test_a_damaged_picture_is_skipped_counted_and_named(
     tmp_path: Path, make_corpus: MakeCorpus
 ) -> None:
@@ -40,7 +45,7 @@ def test_a_damaged_picture_is_skipped_counted_and_named(
     report = SkipReport(tmp_path / "run" / "skipped.jsonl", config(max_skipped_share=0.3))
     for first in range(0, 8, 2):
         batch = corpus.batch(range(first, first + 2))
-        report.add(batch)
+        add(report, batch)
     assert (report.num_read, report.num_skipped) == (8, 2)
     lines = [json.loads(line) for line in report.path.read_text().splitlines()]
     assert [line["number"] for line in lines] == [3, 7]
@@ -52,14 +57,14 @@ def test_a_resumed_run_names_nothing_twice(tmp_path: Path, make_corpus: MakeCorp
     corpus = make_corpus(damaged_tar(tmp_path, 8), shuffle=False)
     path = tmp_path / "skipped.jsonl"
     first = SkipReport(path, config())
-    first.add(corpus.batch(range(4)))
+    add(first, corpus.batch(range(4)))
     state = first.state_dict()
-    first.add(corpus.batch(range(4, 8)))
+    add(first, corpus.batch(range(4, 8)))
     with path.open("a") as file:
         file.write('{"number": 9')  # killed here
     again = SkipReport(path, config())
     again.load_state_dict(state)
-    again.add(corpus.batch(range(4, 12)))
+    add(again, corpus.batch(range(4, 12)))
     numbers = [json.loads(line)["number"] for line in path.read_text().splitlines() if "}" in line]
     assert numbers == [3, 7, 11]
     assert (again.num_read, again.num_skipped) == (12, 3)
@@ -68,10 +73,10 @@ def test_a_resumed_run_names_nothing_twice(tmp_path: Path, make_corpus: MakeCorp
 def test_too_much_damage_stops_the_run(tmp_path: Path, make_corpus: MakeCorpus) -> None:
     corpus = make_corpus(damaged_tar(tmp_path, 8), shuffle=False)
     patient = SkipReport(tmp_path / "a.jsonl", config(max_skipped_share=0.1, skipped_grace=9))
-    patient.add(corpus.batch(range(8)))
+    add(patient, corpus.batch(range(8)))
     strict = SkipReport(tmp_path / "b.jsonl", config(max_skipped_share=0.1, skipped_grace=8))
     with pytest.raises(UnimmError, match=r"2 of 8 samples .*max_skipped_share=0\.1; the last is"):
-        strict.add(corpus.batch(range(8)))
+        add(strict, corpus.batch(range(8)))
 
 
 def test_the_summary_counts_what_the_files_hold(tmp_path: Path, make_corpus: MakeCorpus) -> None:
