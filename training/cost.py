@@ -6,7 +6,7 @@ trained, once for what only passes gradients on. Computing activations again is 
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
@@ -41,13 +41,25 @@ class Work:
     longest: int = 0
 
     def __add__(self, other: "Work") -> "Work":
-        ours, theirs = astuple(self)[:-1], astuple(other)[:-1]
-        sums = (a + b for a, b in zip(ours, theirs, strict=True))
-        return Work(*sums, longest=max(self.longest, other.longest))
+        return Work(
+            positions=self.positions + other.positions,
+            squared=self.squared + other.squared,
+            tokens=self.tokens + other.tokens,
+            drawn=self.drawn + other.drawn,
+            encoded=self.encoded + other.encoded,
+            longest=max(self.longest, other.longest),
+        )
 
-    def scaled(self, factor: float) -> "Work":
-        """Return a share of the work."""
-        return Work(*(factor * value for value in astuple(self)[:-1]), longest=self.longest)
+    def scaled(self, share: float) -> "Work":
+        """Return a share of the work, of conversations as long."""
+        return Work(
+            positions=share * self.positions,
+            squared=share * self.squared,
+            tokens=share * self.tokens,
+            drawn=share * self.drawn,
+            encoded=share * self.encoded,
+            longest=self.longest,
+        )
 
 
 NO_WORK = Work(0, 0, 0, 0, 0)
