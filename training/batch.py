@@ -37,6 +37,10 @@ class ExampleLike(Protocol):
         """Its pictures to draw, in the same form and order."""
 
     @property
+    def prompts(self) -> Sequence[Sequence[Segment]]:
+        """What would draw each of its pictures to read, up to the queries; or nothing."""
+
+    @property
     def seed(self) -> int:
         """Of everything random about it, whatever batch it is in."""
 
@@ -53,12 +57,81 @@ class Example:
         read: Its pictures to read, in reading order.
         drawn: Its pictures to draw, in reading order.
         seed: Of everything random about it, whatever batch it is in.
+        prompts: What would draw each of its pictures to read, up to the queries; empty where
+            nobody knows.
     """
 
     segments: Sequence[Segment]
     read: Sequence[Tensor] = ()
     drawn: Sequence[Tensor] = ()
     seed: int = 0
+    prompts: Sequence[Sequence[Segment]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Rows that ask for pictures which are there already, each up to its queries.
+
+    Args:
+        layout: The rows.
+        pictures: Number of each row's picture among those to read.
+        is_prompted: False where the null condition takes the prompt's place.
+        num_used: Rows that count; 0 where a single one only runs along.
+    """
+
+    layout: Layout
+    pictures: Int64[Tensor, "R"]
+    is_prompted: Bool[Tensor, "R"]
+    num_used: int
+
+    def to(self, device: torch.device) -> "PromptRows":
+        """Return the rows on another device."""
+        return PromptRows(
+            self.layout.to(device),
+            self.pictures.to(device),
+            self.is_prompted.to(device),
+            self.num_used,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedRows:
+    """Conversations whose answers about imperfect pictures are aligned.
+
+    Args:
+        layout: The conversations.
+        pictures: Number of each of their pictures among those to read.
+        prompts: What predicts these pictures; None where they only get noise.
+    """
+
+    layout: Layout
+    pictures: Int64[Tensor, "S"]
+    prompts: PromptRows | None
+
+    def to(self, device: torch.device) -> "AlignedRows":
+        """Return the rows on another device."""
+        prompts = None if self.prompts is None else self.prompts.to(device)
+        return AlignedRows(self.layout.to(device), self.pictures.to(device), prompts)
+
+
+@dataclass(frozen=True, slots=True)
+class Rereading:
+    """What a micro-batch reads imperfectly.
+
+    Args:
+        read_back: Pictures that are read as the generator predicts them; None for none in the run.
+        aligned: Conversations that are read once more; None for none in the run.
+    """
+
+    read_back: PromptRows | None
+    aligned: AlignedRows | None
+
+    def to(self, device: torch.device) -> "Rereading":
+        """Return the rows on another device."""
+        return Rereading(
+            None if self.read_back is None else self.read_back.to(device),
+            None if self.aligned is None else self.aligned.to(device),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +151,7 @@ class TrainingBatch:
         drawn_seeds: Seed of each picture to draw.
         is_drawn: False for a picture without weight.
         num_samples: Conversations.
+        rereading: What is read imperfectly.
     """
 
     layout: Layout
@@ -87,6 +161,7 @@ class TrainingBatch:
     drawn_seeds: Int64[Tensor, "A"]
     is_drawn: Bool[Tensor, "A"]
     num_samples: int
+    rereading: Rereading | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -108,6 +183,7 @@ class TrainingBatch:
             self.drawn_seeds,
             self.is_drawn.to(device),
             self.num_samples,
+            None if self.rereading is None else self.rereading.to(device),
         )
 
 

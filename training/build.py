@@ -31,7 +31,8 @@ class ModelRecipe:
             be planned before it is there, and its absence be told with the command that makes it.
         tokenizer: Directory of the tokenizer; None takes that of ``init``.
         config: Overrides of ``init``'s configuration, or the whole of it.
-        fresh: Parts that begin with random weights although ``init`` has them.
+        fresh: Parts, or modules inside them such as ``generator.dit.exit``, that begin with random
+            weights whether or not ``init`` has them.
         language: Whether all of the language model is trained, nothing, or low-rank additions.
         lora: Size of the additions.
         attention: ``attn_implementation`` of transformers: ``sdpa``, ``eager``,
@@ -44,7 +45,7 @@ class ModelRecipe:
     assembled: Assembly | None = None
     tokenizer: Path | None = None
     config: dict[str, Any] = field(default_factory=dict)
-    fresh: tuple[Part, ...] = ()
+    fresh: tuple[str, ...] = ()
     language: LanguageMode = "full"
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     attention: str = "sdpa"
@@ -96,7 +97,8 @@ def build_model(recipe: ModelRecipe, *, device: torch.device, dtype: torch.dtype
     a machine has GPUs do not each need its size in main memory.
 
     Raises:
-        UserError: ``init`` has not the shapes that ``config`` asks for.
+        UserError: ``init`` has not the shapes that ``config`` asks for, or ``fresh`` names no
+            module.
     """
     config = recipe.model_config()
     if recipe.init is not None and not recipe.fresh:
@@ -114,17 +116,30 @@ def build_model(recipe: ModelRecipe, *, device: torch.device, dtype: torch.dtype
 
 
 def prepare(model: UniMM, recipe: ModelRecipe) -> None:
-    """Mark what is trained, and set up memory saving and compilation."""
-    parts: list[Part] = ["queries", "projector", "generator"]
-    if recipe.language != "frozen":
-        parts.append("language")
-    model.train_only(parts)
+    """Mark what is trained, and set up memory saving and compilation.
+
+    Raises:
+        UserError: The early exit is to be trained alone, and the language model too.
+    """
+    model.train_only(_trained_parts(model, recipe))
     if recipe.language == "lora":
         add_lora(model.language, recipe.lora)
     if recipe.checkpoint_activations:
         checkpoint_blocks(model)
     if recipe.compile_blocks:
         compile_blocks(model)
+
+
+def _trained_parts(model: UniMM, recipe: ModelRecipe) -> list[Part]:
+    if not model.config.generator.exit_only:
+        parts: list[Part] = ["queries", "projector", "generator"]
+        return parts if recipe.language == "frozen" else [*parts, "language"]
+    if recipe.language != "frozen":
+        raise UserError(
+            f"generator.exit_only trains the early exit alone, but model.language is "
+            f"{recipe.language!r}; make it frozen, or exit_only false"
+        )
+    return ["generator"]  # of which the model itself frees the exit only
 
 
 def checkpoint_blocks(model: UniMM) -> None:
@@ -169,7 +184,11 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
-def _load(model: UniMM, init: Path, fresh: Sequence[Part]) -> None:
+def _load(model: UniMM, init: Path, fresh: Sequence[str]) -> None:
+    modules = dict(model.named_modules())
+    for name in fresh:
+        if name not in modules:
+            raise UserError(f"model.fresh names {name!r}, which is no part or module of the model")
     stored, _ = read_config(init)
     before = load_model(init, stored, device=torch.device("cpu"), dtype=torch.float32)
     skipped = tuple(f"{part}." for part in fresh)
@@ -181,4 +200,6 @@ def _load(model: UniMM, init: Path, fresh: Sequence[Part]) -> None:
             f"model.config changes shapes of {init}; name the changed parts in model.fresh"
         ) from error
     if lacking := [name for name in missing if not name.startswith(skipped)]:
-        raise UserError(f"{init} lacks {lacking[:3]}; name their parts in model.fresh")
+        raise UserError(
+            f"{init} lacks {lacking[:3]}; name their parts, or modules in them, in model.fresh"
+        )

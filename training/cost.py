@@ -45,6 +45,32 @@ class Work:
     targets: float
     longest: int = 0
 
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            positions=self.positions + other.positions,
+            squared=self.squared + other.squared,
+            tokens=self.tokens + other.tokens,
+            drawn=self.drawn + other.drawn,
+            seen=self.seen + other.seen,
+            targets=self.targets + other.targets,
+            longest=max(self.longest, other.longest),
+        )
+
+    def scaled(self, share: float) -> "Work":
+        """Return a share of the work, of conversations as long."""
+        return Work(
+            positions=share * self.positions,
+            squared=share * self.squared,
+            tokens=share * self.tokens,
+            drawn=share * self.drawn,
+            seen=share * self.seen,
+            targets=share * self.targets,
+            longest=self.longest,
+        )
+
+
+NO_WORK = Work(0, 0, 0, 0, 0, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class PartSize:
@@ -67,14 +93,27 @@ def part_sizes(model: UniMM) -> list[PartSize]:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Floating-point operations by what they grow with, backward passes included."""
+    """Floating-point operations of a forward pass by what they grow with.
+
+    Args:
+        per_position: Of the language model.
+        per_squared: Of its attention.
+        per_token: Of its output embedding.
+        per_drawn: Of the generator, as it is evaluated.
+        per_drawn_in_training: Of the generator, both passes.
+        per_seen: Of the encoder of pictures to read.
+        per_target: Of the encoder of pictures to draw.
+        passes: Forward passes that both passes of the language model are worth.
+    """
 
     per_position: float
     per_squared: float
     per_token: float
     per_drawn: float
+    per_drawn_in_training: float
     per_seen: float
     per_target: float
+    passes: int
 
     @classmethod
     def of(cls, model: UniMM) -> "StepCost":
@@ -82,33 +121,65 @@ class StepCost:
         config: Any = model.lm.model.config.get_text_config(decoder=True)
         head = model.lm.model.get_output_embeddings()
         language = _linear(model.language) - _linear(head)
-        # Gradients always pass through the language model to the queries.
-        passes = 3 if _is_trained(model.language) else 2
         heads = config.num_attention_heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        dit, tokens = model.generator.config.dit, model.config.latents.num_tokens
-        once = sum(_linear(m) for m in model.generator.modules() if isinstance(m, TimeEmbedding))
-        attention = 4 * tokens**2 * (dit.depth * dit.hidden_dim + dit.ddt_depth * dit.ddt_dim)
-        drawn = 2 * (_linear(model.generator) - once) * tokens + 2 * once + attention
+        drawn, drawn_in_training = _drawn(model)
         return cls(
-            per_position=2 * language * passes,
-            per_squared=2 * config.num_hidden_layers * heads * head_dim * passes,  # causal: half
-            per_token=2 * _linear(head) * passes,
-            per_drawn=drawn * 3,
+            per_position=2 * language,
+            per_squared=2 * config.num_hidden_layers * heads * head_dim,  # causal: half
+            per_token=2 * _linear(head),
+            per_drawn=drawn,
+            per_drawn_in_training=drawn_in_training,
             per_seen=_encoding(model.config.seen, model.seen),
             per_target=_encoding(model.config.latents, model.latents),
+            passes=_language_passes(model),
         )
 
-    def flops(self, work: Work) -> float:
+    def flops(self, work: Work, *, without_gradient: Work = NO_WORK) -> float:
         """Return the operations of a step."""
+        return (
+            self.passes * self._language(work)
+            + self._language(without_gradient)
+            + self.per_drawn_in_training * work.drawn
+            + self.per_drawn * without_gradient.drawn
+            + self.per_seen * (work.seen + without_gradient.seen)
+            + self.per_target * (work.targets + without_gradient.targets)
+        )
+
+    def _language(self, work: Work) -> float:
         return (
             self.per_position * work.positions
             + self.per_squared * work.squared
             + self.per_token * work.tokens
-            + self.per_drawn * work.drawn
-            + self.per_seen * work.seen
-            + self.per_target * work.targets
         )
+
+
+def _language_passes(model: UniMM) -> int:
+    if model.config.generator.exit_only:
+        return 1
+    # Gradients always pass through the language model to the queries.
+    return 3 if _is_trained(model.language) else 2
+
+
+def _drawn(model: UniMM) -> tuple[float, float]:
+    """Return the operations of an evaluation of the generator, and of training it."""
+    generator, tokens = model.generator, model.config.latents.num_tokens
+    dit, config = generator.dit, generator.config.dit
+    once = sum(_linear(m) for m in generator.modules() if isinstance(m, TimeEmbedding))
+    square = 4 * tokens**2
+
+    def forward(linear: int, attention: int) -> float:
+        return 2 * linear * tokens + 2 * once + square * attention
+
+    whole = forward(
+        _linear(generator) - once,
+        config.depth * config.hidden_dim + config.ddt_depth * config.ddt_dim,
+    )
+    if not generator.config.exit_only:
+        return whole, 3 * whole
+    way = [generator.connector, dit.latent_embed, *dit.blocks.layers[: config.exit_depth]]
+    trunk = forward(sum(map(_linear, way)), config.exit_depth * config.hidden_dim)
+    return whole, trunk + 3 * 2 * _linear(dit.exit) * tokens
 
 
 def work_of(
@@ -137,7 +208,7 @@ def work_of(
         drawn=len(drawn) * copies,
         seen=sum(not picture.is_floating_point() for picture in seen),
         targets=sum(not picture.is_floating_point() for picture in drawn),
-        longest=max(lengths),
+        longest=max(lengths, default=0),
     )
 
 

@@ -11,7 +11,8 @@ from unimm.errors import CheckpointError, UserError
 
 from .checkpoint import latest_checkpoint, load_state
 from .fragments import FragmentReader
-from .stages.unified import UnifiedConfig, UnifiedStage
+from .stages.unified import UnifiedStage
+from .stages.unified_config import UnifiedConfig
 from .zero_optimizer import AVERAGE, MASTER
 
 

@@ -6,10 +6,10 @@ gradients do not depend on how a step is divided.
 
 Shape legend:
     B batch      A pictures drawn      K times drawn for each      N latent tokens
-    D latent channels      Q queries      H language-model width
+    D latent channels      Q queries      H language-model width      I pictures read
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -17,8 +17,15 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
 from metaquery.flow import sample_times
+from unimm.config import UniMMConfig
+from unimm.errors import UserError
 from unimm.layout import IGNORE, Layout
 from unimm.model import PARTS, UniMM
+
+from .batch import AlignedRows, PromptRows, Rereading, mixed_seed
+from .imperfect import noised_by_seed, predicted
+from .losses.behaviour import AlignmentConfig, answer_divergences
+from .rereading import ALIGNMENT, READ_BACK, RereadingPlan
 
 TASKS = ("drawing", "reading", "text")
 """Kinds of rows: with a picture to draw, with pictures to read only, with neither."""
@@ -34,12 +41,19 @@ class ObjectiveConfig:
         times_per_picture: Times and noises drawn for each picture, K: one pass of the language
             model serves them all.
         read_noise: Largest standard deviation of noise on the pictures that are read.
+        read_back_share: Share of the conversations with a prompt for their pictures (yes/no cases
+            of the miniature world, captions) that are read with the generator's predictions of
+            them from random times on the sampler's way, so that a search can trust what the model
+            says of an unfinished picture.
+        alignment: Of answers about imperfect pictures with those about clean ones.
     """
 
     flow_weight: float = 2.0
     text_weight: float = 1.0
     times_per_picture: int = 1
     read_noise: float = 0.0
+    read_back_share: float = 0.0
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
 
     def __post_init__(self) -> None:
         if self.times_per_picture < 1:
@@ -49,6 +63,18 @@ class ObjectiveConfig:
                 f"flow_weight ({self.flow_weight}), text_weight ({self.text_weight}) and "
                 f"read_noise ({self.read_noise}) must not be negative"
             )
+        if not 0 <= self.read_back_share <= 1:
+            raise ValueError(f"read_back_share must be in [0, 1], got {self.read_back_share}")
+
+    @property
+    def rereading(self) -> RereadingPlan:
+        """How many conversations are read with imperfect pictures."""
+        aligned = self.alignment
+        return RereadingPlan(
+            read_back=self.read_back_share,
+            aligned=aligned.share if aligned.weight else 0.0,
+            aligned_by_exit=aligned.weight > 0 and aligned.source == "exit",
+        )
 
 
 class Draws(NamedTuple):
@@ -73,11 +99,31 @@ class Pictures(NamedTuple):
     weights: Float[Tensor, "A"]
 
 
+class Imperfect(NamedTuple):
+    """What a micro-batch reads imperfectly.
+
+    Args:
+        rows: Which pictures, in which conversations.
+        clean: All pictures to read as they are.
+        seeds: Their seeds, on the CPU.
+    """
+
+    rows: Rereading
+    clean: Float[Tensor, "I N D"]
+    seeds: Tensor
+
+    def seeds_of(self, pictures: Tensor, purpose: int) -> Tensor:
+        """Return seeds of some of the pictures for one purpose."""
+        chosen = self.seeds[pictures.cpu()].tolist()
+        return torch.tensor([mixed_seed(seed, purpose) for seed in chosen])
+
+
 class Totals(NamedTuple):
     """What the means of a step are taken over, in all processes and micro-batches."""
 
     tokens: float
     pictures: float
+    aligned: float = 0.0
 
 
 class JointObjective(nn.Module):
@@ -104,7 +150,12 @@ class JointObjective(nn.Module):
         return self._model[0]
 
     def forward(
-        self, layout: Layout, pictures: Pictures, draws: Draws, of: Totals
+        self,
+        layout: Layout,
+        pictures: Pictures,
+        draws: Draws,
+        of: Totals,
+        imperfect: Imperfect | None = None,
     ) -> dict[str, Tensor]:
         """Return this micro-batch's share of the step's loss and of its parts.
 
@@ -113,8 +164,12 @@ class JointObjective(nn.Module):
             pictures: To read and to draw.
             draws: The randomness.
             of: What the means are taken over.
+            imperfect: What is read imperfectly.
         """
-        hidden = self.model(layout, pictures.read)
+        read = pictures.read
+        if imperfect is not None and imperfect.rows.read_back is not None:
+            read = self._read_back(read, imperfect.rows.read_back, imperfect)
+        hidden = self.model(layout, read)
         tokens, rows = self.model.token_losses(hidden, layout)
         copies = self.config.times_per_picture
         states = self.model.query_states(hidden, layout).repeat_interleave(copies, dim=0)
@@ -129,7 +184,46 @@ class JointObjective(nn.Module):
         loss = self.config.flow_weight * flow + self.config.text_weight * text
         task_sums = torch.zeros(len(TASKS), device=tokens.device, dtype=tokens.dtype)
         by_task = task_sums.index_add(0, row_tasks(layout)[rows], tokens.detach())
-        return {"loss": loss, "flow": flow.detach(), "text": text.detach(), "by_task": by_task}
+        parts = {"flow": flow.detach(), "text": text.detach(), "by_task": by_task}
+        if imperfect is not None and imperfect.rows.aligned is not None:
+            divergences = self._divergences(imperfect.rows.aligned, imperfect)
+            alignment = divergences.sum() / max(of.aligned, 1.0)
+            loss = loss + self.config.alignment.weight * alignment
+            parts["alignment"] = alignment.detach()
+        return {"loss": loss, **parts}
+
+    def _read_back(self, read: Tensor, rows: PromptRows, imperfect: Imperfect) -> Tensor:
+        """Return the pictures to read, some of them as the generator predicts them."""
+        shift = self.model.generator.config.timestep_shift
+
+        def draw_time(generator: Generator) -> Tensor:
+            # The sampler's steps are even in time before the shift.
+            return sample_times(
+                1,
+                distribution="uniform",
+                shift=shift,
+                generator=generator,
+                device=generator.device,
+            )
+
+        clean = imperfect.clean[rows.pictures]
+        seeds = imperfect.seeds_of(rows.pictures, READ_BACK)
+        found = predicted(self.model, rows, clean, seeds, draw_time)[: rows.num_used]
+        return read.index_copy(0, rows.pictures[: rows.num_used], found.to(read.dtype))
+
+    def _divergences(self, rows: AlignedRows, imperfect: Imperfect) -> Tensor:
+        """Return how far answers about imperfect pictures are from those about clean ones."""
+        config, clean = self.config.alignment, imperfect.clean[rows.pictures]
+        seeds = imperfect.seeds_of(rows.pictures, ALIGNMENT)
+
+        def draw_time(generator: Generator) -> Tensor:
+            return config.max_time * torch.rand(1, generator=generator, device=generator.device)
+
+        if rows.prompts is None:
+            changed = noised_by_seed(clean, config.noise, seeds)
+        else:
+            changed = predicted(self.model, rows.prompts, clean, seeds, draw_time, head="exit")
+        return answer_divergences(self.model, rows.layout, clean, changed)
 
 
 def row_tasks(layout: Layout) -> Tensor:
@@ -145,6 +239,20 @@ def task_tokens(layout: Layout) -> Tensor:
     """Return how many supervised tokens each task has."""
     counts = (layout.labels[:, 1:] != IGNORE).sum(dim=1)
     return counts.new_zeros(len(TASKS)).index_add(0, row_tasks(layout), counts)
+
+
+def check_objective(config: ObjectiveConfig, model: UniMMConfig) -> None:
+    """Raise UserError unless a model has what the objective asks for."""
+    if model.vision is not None and (config.read_back_share or config.rereading.aligned_by_exit):
+        raise UserError(
+            "a model that draws in another space than it sees in cannot read what its generator "
+            "predicts; set objective.read_back_share to 0 and objective.alignment.source to noise"
+        )
+    if config.rereading.aligned_by_exit and not model.generator.dit.exit_depth:
+        raise UserError(
+            "objective.alignment.source exit needs a DiT with an early exit; set "
+            "model.config.generator.dit.exit_depth, or make the source noise"
+        )
 
 
 def draw(
@@ -170,20 +278,3 @@ def draw(
         rows.append((t, noise, drop.expand(copies)))
     t, noise, drop = (torch.cat(column) for column in zip(*rows, strict=True))
     return Draws(t, noise, drop)
-
-
-def with_read_noise(latents: Tensor, seeds: Tensor, largest: float) -> Tensor:
-    """Return latents (I, N, D) with noise of up to ``largest`` standard deviation on each.
-
-    The squared draw leaves most of them nearly clean.
-    """
-    if not largest:
-        return latents
-    device = latents.device
-    noised = []
-    for seed, picture in zip(seeds.tolist(), latents, strict=True):
-        generator = Generator(device).manual_seed(seed)
-        scale = torch.rand((), generator=generator, device=device).square() * largest
-        noise = torch.randn(picture.shape, generator=generator, device=device)
-        noised.append(picture + (scale * noise).to(picture.dtype))
-    return torch.stack(noised)

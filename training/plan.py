@@ -17,12 +17,14 @@ from unimm.tokenizer import load_tokenizer
 
 from .activations import MicroBatch, activation_bytes
 from .build import prepare
-from .cost import PartSize, StepCost, Work, ZeroStage, part_sizes, state_bytes, work_of
+from .cost import NO_WORK, PartSize, StepCost, Work, ZeroStage, part_sizes, state_bytes, work_of
 from .data.scenes import CachedTemplate
 from .data.stream import CorpusSource, ExampleSource
 from .data.summary import summarise
+from .objective import check_objective
+from .rereading import rereading_work
 from .run import read_recipe
-from .stages.unified import UnifiedConfig, build_source
+from .stages.unified_config import UnifiedConfig, build_source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +59,8 @@ class Plan:
         batch: What a process takes forward and backward at once.
         activation_bytes: Activations of such a micro-batch.
         work: What a step handles.
+        reread: What it reads once more, with imperfect pictures.
+        asked: What goes through the models without a gradient for that.
         flops: Of a step, over all GPUs.
         machine: What it was planned for.
         notes: What was assumed because files are not there yet.
@@ -68,6 +72,8 @@ class Plan:
     batch: MicroBatch
     activation_bytes: int
     work: Work
+    reread: Work
+    asked: Work
     flops: float
     machine: Machine
     notes: tuple[str, ...] = ()
@@ -105,6 +111,12 @@ class Plan:
             f"a step: {work.positions:,.0f} positions, {work.tokens:,.0f} supervised tokens, "
             f"{work.drawn:,.0f} pictures and times drawn, {self.flops / 1e12:,.4g} TFLOP"
         )
+        if self.asked.positions:
+            yield (
+                f"of which imperfect pictures: {self.reread.positions:,.0f} positions read once "
+                f"more, {self.asked.positions:,.0f} and {self.asked.drawn:,.0f} pictures without a "
+                f"gradient"
+            )
         machine = self.machine
         yield (
             f"at {machine.mfu:.0%} of {machine.num_gpus} x {machine.peak_tflops:g} TFLOP/s: "
@@ -136,10 +148,12 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
     length take their place, and the plan says so.
     """
     with empty_parameters():
-        model = UniMM(config.model.planned_config())
+        model_config = config.model.planned_config()
+        check_objective(config.objective, model_config)
+        model = UniMM(model_config)
         prepare(model, config.model)
     sizes = part_sizes(model)
-    work, notes = _step_work(config, model)
+    (work, reread, asked), notes = _step_work(config, model)
     if config.model.awaits_assembly:
         init = config.model.init
         has_decoder = model.config.vision is not None  # a VAE's
@@ -156,10 +170,10 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
         )
         for stage in stages
     }
-    flops = StepCost.of(model).flops(work)
+    flops = StepCost.of(model).flops(work + reread, without_gradient=asked)
     data = () if missing_files(config) else data_lines(config, model)
     model.to("meta", dtype=getattr(torch, config.run.precision))
-    batch = micro_batch(config, work, machine)
+    batch = micro_batch(config, work, machine, reread)
     checkpointed = config.model.checkpoint_activations
     activations = activation_bytes(model, batch, is_checkpointed=checkpointed)
     return Plan(
@@ -168,6 +182,8 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
         batch=batch,
         activation_bytes=activations,
         work=work,
+        reread=reread,
+        asked=asked,
         flops=flops,
         machine=machine,
         notes=tuple(notes),
@@ -175,16 +191,22 @@ def plan(config: UnifiedConfig, machine: Machine) -> Plan:
     )
 
 
-def micro_batch(config: UnifiedConfig, work: Work, machine: Machine) -> MicroBatch:
-    """Return an average micro-batch of a step's work, its rows padded as the run pads them."""
+def micro_batch(
+    config: UnifiedConfig, work: Work, machine: Machine, reread: Work = NO_WORK
+) -> MicroBatch:
+    """Return an average micro-batch of a step's work, its rows padded as the run pads them.
+
+    What is reread counts as more rows: its activations are kept beside the others.
+    """
+    once_more = reread.positions / work.positions if work.positions else 0.0
     parts = machine.num_gpus * config.engine.accumulation
     packed = config.data.row_length if config.data is not None else None
     length = packed or config.sequence_length or work.longest
     rows = work.positions / length if packed else config.samples_per_step
     return MicroBatch(
-        rows=ceil(rows / parts),
+        rows=ceil(rows * (1 + once_more) / parts),
         length=length,
-        tokens=ceil(work.tokens / parts),
+        tokens=ceil((work.tokens + reread.tokens) / parts),
         drawn=ceil(work.drawn / parts),
     )
 
@@ -215,7 +237,11 @@ def missing_files(config: UnifiedConfig) -> list[str]:
     return [place for place in places if not Path(place).exists()]
 
 
-def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[Work, list[str]]:
+_StepWork = tuple[Work, Work, Work]
+"""Of a step, what it reads once more, and what goes through the models without a gradient."""
+
+
+def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[_StepWork, list[str]]:
     """Return the work of a run's first step, or the most it can be where files are missing."""
     missing = missing_files(config)
     if config.data is None or not missing:
@@ -234,13 +260,18 @@ def _step_work(config: UnifiedConfig, model: UniMM) -> tuple[Work, list[str]]:
         f"{', '.join(missing)}: not there; each sample counts as {length} positions and a picture "
         f"to draw, the most it can be, so steps will take less than this"
     )
-    return work, [note]
+    rereading = config.objective.rereading
+    aligned = replace(work, drawn=0, seen=0, targets=0).scaled(rereading.aligned)
+    share = rereading.read_back + (rereading.aligned if rereading.aligned_by_exit else 0)
+    asked = replace(work, tokens=0, drawn=count, seen=0, targets=0).scaled(share)
+    return (work, aligned, aligned + asked), [note]
 
 
-def _sampled_work(config: UnifiedConfig, model: UniMM) -> Work:
-    return work_of(
-        open_source(config, model).read(range(config.samples_per_step)).examples,
-        latents=model.config.seen,
-        num_queries=model.config.num_queries,
-        copies=config.objective.times_per_picture,
-    )
+def _sampled_work(config: UnifiedConfig, model: UniMM) -> _StepWork:
+    examples = open_source(config, model).read(range(config.samples_per_step)).examples
+    latents, num_queries = model.config.seen, model.config.num_queries
+    copies = config.objective.times_per_picture
+    work = work_of(examples, latents=latents, num_queries=num_queries, copies=copies)
+    rereading = config.objective.rereading
+    again = rereading_work(examples, rereading, latents=latents, num_queries=num_queries)
+    return (work, *again)

@@ -80,7 +80,7 @@ def _config_class(name: StageName) -> type[Any]:
 
             return JointConfig
         case "unified":
-            from .stages.unified import UnifiedConfig
+            from .stages.unified_config import UnifiedConfig
 
             return UnifiedConfig
         case _:

@@ -6,7 +6,13 @@ from typing import Any
 from metaquery.generator import GeneratorConfig
 from unimm.chat_style import ChatStyle
 from unimm.latents import LatentSpaceConfig
-from unimm.options import SamplingDefaults
+from unimm.options import (
+    GenerationOptions,
+    ResolvedOptions,
+    SamplingDefaults,
+    check_early_exit,
+    resolve,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +64,7 @@ class UniMMConfig:
                 ("generator.connector.num_queries", connector.num_queries),
                 ("num_queries", self.num_queries),
             )
+        check_early_exit(self.sampling.exit_scale, exit_depth=dit.exit_depth)
         if self.num_queries not in (1, self.latents.num_tokens):
             raise ValueError(
                 f"num_queries must be 1 or one for each of the {self.latents.num_tokens} latent "
@@ -68,6 +75,16 @@ class UniMMConfig:
     def seen(self) -> LatentSpaceConfig:
         """The latent space that the language model reads pictures in."""
         return self.vision or self.latents
+
+    def resolve(self, options: GenerationOptions | None) -> ResolvedOptions:
+        """Return options with the model's defaults where the caller left them open.
+
+        Raises:
+            UserError: They ask for what the model does not have.
+        """
+        chosen = resolve(options or GenerationOptions(), self.sampling)
+        check_early_exit(chosen.exit_scale, exit_depth=self.generator.dit.exit_depth)
+        return chosen
 
 
 def _check_equal(ours: tuple[str, int], theirs: tuple[str, int]) -> None:

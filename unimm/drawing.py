@@ -75,12 +75,18 @@ class LatentSampler:
     def _sample_batch(self, draws: Sequence[Draw]) -> list[Drawn]:
         model, options = self.model, self.options
         generator = model.generator
-        counter = EvaluationCounter(generator.velocity)
         is_official = options.sampler == "official"  # which never guides
+        exit_scale = 1.0 if is_official else options.exit_scale
+        # Both velocities of a model with an exit come from one evaluation, and count as one.
+        counter = EvaluationCounter(
+            generator.velocity if exit_scale == 1.0 else generator.velocities
+        )
         velocity_fn = generator.velocity_fn(
             torch.stack([draw.task.states for draw in draws]).to(device_of(model, "generator")),
             guidance_scale=1.0 if is_official else options.guidance_scale,
             guidance_interval=options.guidance_interval,
+            exit_scale=exit_scale,
+            exit_interval=options.exit_interval,
             model=counter,
         )
         x_t = noise = self._noise(draws)

@@ -36,7 +36,8 @@ class Generation:
         latents: The winner, float32 on the CPU.
         candidates: All of them; their latents are on the CPU, too.
         chosen: Index of the winner.
-        nfe: Denoiser evaluations of all candidates; a guided one counts twice.
+        nfe: Denoiser evaluations of all candidates, counted as in
+            :class:`unimm.search.Candidate`.
         pixel_decodes: Pictures that were decoded: the winner, and all candidates where the model
             cannot read what it draws.
         seconds: Spent on each of ``PHASES``; prompts that shared a batch share its time.

@@ -19,6 +19,10 @@ class SamplingDefaults:
         num_steps: Sampler steps from noise to a picture.
         guidance_scale: Weight of classifier-free guidance; 1 turns it off.
         guidance_interval: Times, from 0 (data) to 1 (noise), between which guidance is on.
+        exit_scale: Weight of guidance away from the model's early exit (RAEv2, arXiv:2605.18324),
+            which costs no further evaluation; 1 turns it off. With classifier-free guidance it
+            comes first, on both predictions.
+        exit_interval: Times between which that is on; RAEv2's exempts the last steps.
         sampler: How a step is taken; ``official`` repeats Scale-RAE's released sampler, with its
             errors: a wrong last step, and no guidance.
         verifier: How candidates are scored.
@@ -27,13 +31,17 @@ class SamplingDefaults:
     num_steps: int = 25
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    exit_scale: float = 1.0
+    exit_interval: tuple[float, float] = (0.1, 1.0)
     sampler: SamplerName = "euler"
     verifier: VerifierName = "yes_no"
 
     def __post_init__(self) -> None:
         check_at_least("num_steps", self.num_steps, 1)
-        check_guidance_scale(self.guidance_scale)
-        check_interval(self.guidance_interval)
+        check_scale("guidance_scale", self.guidance_scale)
+        check_interval("guidance_interval", self.guidance_interval)
+        check_scale("exit_scale", self.exit_scale)
+        check_interval("exit_interval", self.exit_interval)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +53,8 @@ class GenerationOptions:
         num_steps: Sampler steps from noise to a picture.
         guidance_scale: Weight of classifier-free guidance; 1 turns it off.
         guidance_interval: Times, from 0 (data) to 1 (noise), between which guidance is on.
+        exit_scale: Weight of guidance away from the model's early exit; 1 turns it off.
+        exit_interval: Times between which that is on.
         sampler: How a step is taken.
         seed: Same seed, same candidates, however many there are.
         verifier: How candidates are scored.
@@ -57,6 +67,8 @@ class GenerationOptions:
     num_steps: int | None = None
     guidance_scale: float | None = None
     guidance_interval: tuple[float, float] | None = None
+    exit_scale: float | None = None
+    exit_interval: tuple[float, float] | None = None
     sampler: SamplerName | None = None
     seed: int = 0
     verifier: VerifierName | None = None
@@ -67,10 +79,12 @@ class GenerationOptions:
         check_at_least("batch_size", self.batch_size, 1)
         if self.num_steps is not None:
             check_at_least("num_steps", self.num_steps, 1)
-        if self.guidance_scale is not None:
-            check_guidance_scale(self.guidance_scale)
-        if self.guidance_interval is not None:
-            check_interval(self.guidance_interval)
+        for name in ("guidance_scale", "exit_scale"):
+            if (scale := getattr(self, name)) is not None:
+                check_scale(name, scale)
+        for name in ("guidance_interval", "exit_interval"):
+            if (interval := getattr(self, name)) is not None:
+                check_interval(name, interval)
         check_choice("sampler", self.sampler, get_args(SamplerName))
         check_choice("verifier", self.verifier, get_args(VerifierName))
         if type(self.seed) is not int or not 0 <= self.seed <= MAX_SEED:
@@ -85,6 +99,8 @@ class ResolvedOptions:
     num_steps: int
     guidance_scale: float
     guidance_interval: tuple[float, float]
+    exit_scale: float
+    exit_interval: tuple[float, float]
     sampler: SamplerName
     seed: int
     verifier: VerifierName
@@ -100,6 +116,8 @@ def resolve(options: GenerationOptions, defaults: SamplingDefaults) -> ResolvedO
             defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
         ),
         guidance_interval=options.guidance_interval or defaults.guidance_interval,
+        exit_scale=defaults.exit_scale if options.exit_scale is None else options.exit_scale,
+        exit_interval=options.exit_interval or defaults.exit_interval,
         sampler=options.sampler or defaults.sampler,
         seed=options.seed,
         verifier=options.verifier or defaults.verifier,
@@ -143,18 +161,27 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def check_guidance_scale(value: float) -> None:
+def check_scale(name: str, value: float) -> None:
     """Raise UserError unless ``value`` is a finite number that is not negative."""
     if not 0 <= value < float("inf"):
         raise UserError(
-            f"guidance_scale must be a number of at least 0 (1 turns guidance off), got {value!r}"
+            f"{name} must be a number of at least 0 (1 turns guidance off), got {value!r}"
         )
 
 
-def check_interval(value: tuple[float, float]) -> None:
+def check_early_exit(exit_scale: float, *, exit_depth: int) -> None:
+    """Raise UserError for guidance by an early exit that a model does not have."""
+    if exit_scale != 1.0 and not exit_depth:
+        raise UserError(
+            f"exit_scale must be 1 for a model whose DiT has no early exit, got {exit_scale!r}; "
+            f"train one with generator.dit.exit_depth"
+        )
+
+
+def check_interval(name: str, value: tuple[float, float]) -> None:
     """Raise UserError unless ``value`` is an interval inside [0, 1]."""
     if not 0 <= value[0] <= value[1] <= 1:
-        raise UserError(f"guidance_interval must be two rising times in [0, 1], got {value!r}")
+        raise UserError(f"{name} must be two rising times in [0, 1], got {value!r}")
 
 
 def check_text(name: str, value: object) -> None:

@@ -26,7 +26,7 @@ from unimm.image import images_to_pixels, pixels_to_images
 from unimm.loading import LoadOptions, load
 from unimm.messages import Message, read_messages
 from unimm.model import UniMM
-from unimm.options import GenerationOptions, TextOptions, VerifierName, check_text, resolve
+from unimm.options import GenerationOptions, TextOptions, VerifierName, check_text
 from unimm.picture_sources import SourceOptions
 from unimm.quantize import Quantization, is_quantized
 from unimm.reader import Reader
@@ -134,10 +134,11 @@ class Pipeline:
             progress: See :data:`unimm.drawing.Progress`.
 
         Raises:
-            UserError: A prompt is empty, no text or too long, or there is too little memory.
+            UserError: A prompt is empty, no text or too long, an option is not for this model, or
+                there is too little memory.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        chosen = resolve(options or GenerationOptions(), self.model.config.sampling)
+        chosen = self.model.config.resolve(options)
         for prompt in prompts:
             self._check_prompt(prompt, chosen.verifier)
         check_generation_memory(self.model, len(prompts) * chosen.best_of, chosen.batch_size)
@@ -158,7 +159,7 @@ class Pipeline:
         """Return a new conversation."""
         return ChatSession(
             self.reader,
-            options=resolve(options or GenerationOptions(), self.model.config.sampling),
+            options=self.model.config.resolve(options),
             text_options=text_options or TextOptions(),
             encode=self.latents_of,
         )

@@ -42,7 +42,8 @@ class Candidate:
         index: Its number among the candidates of its prompt, k.
         seed: Seed of its noise.
         score: The verifier's log-odds; None if it was never scored.
-        nfe: Denoiser evaluations spent on it; a guided one counts twice.
+        nfe: Denoiser evaluations spent on it; one with classifier-free guidance counts twice, one
+            with guidance by the early exit once: the exit lies on its way.
         pruned_at: Sampler step after which the search gave it up; None if it was finished.
         latents: What it is.
     """

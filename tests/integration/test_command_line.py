@@ -267,6 +267,7 @@ def test_a_conversation_goes_on_after_a_slip(
         (["generate", "star", "--best-of", "99999999", "-m", "MODEL"], "of memory"),
         (["generate", "star", "--steps", "0"], "num_steps must be a whole number of at least 1"),
         (["generate", "star", "--guidance-scale", "nan"], "guidance_scale must be"),
+        (["generate", "star", "--exit-scale", "1.5", "-m", "MODEL"], "has no early exit"),
         (["generate", "star", "--seed", "-1"], "seed must be"),
         (["generate", "star", "--device", "tpu"], "unknown device 'tpu'"),
         (["generate", "star", "--device", "cuda:99"], "no device cuda:99 here"),

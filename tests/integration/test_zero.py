@@ -55,6 +55,45 @@ def test_sharding_over_two_processes_changes_nothing(
     assert_same_model(runs, name)
 
 
+LONG = ("run.num_steps=20", "run.save_every=20")
+
+
+@pytest.fixture(scope="module")
+def long_course(runs: Runs) -> list[float]:
+    """Return the losses of twenty steps on one process, with the plain optimiser."""
+    assert runs("long", *LONG, *LOCAL) == [0], runs.launch.said()
+    return [line["loss"] for line in runs.metrics("long")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_twenty_steps_have_the_losses_of_one_process(
+    runs: Runs, long_course: list[float], stage: int
+) -> None:
+    name = f"long{stage}"
+    assert runs(name, *LONG, f"engine.zero_stage={stage}", ranks=2) == [0, 0], runs.launch.said()
+    assert len(long_course) == 20
+    assert long_course[-1] < 0.9 * long_course[0]
+    losses = [line["loss"] for line in runs.metrics(name)]
+    assert losses == pytest.approx(long_course, rel=1e-4)
+
+
+def test_imperfect_pictures_are_the_same_however_a_step_is_divided(runs: Runs) -> None:
+    """Micro-batches of two conversations: many have nothing to predict, or nothing to align."""
+    imperfect = (
+        "model.config.generator.dit.exit_depth=1",
+        "model.fresh=[generator.dit.exit]",
+        "objective.read_back_share=0.7",
+        "objective.alignment={weight: 0.5, share: 0.7, source: exit}",
+        "scenes.matching=0.6",
+    )
+    assert runs("imperfect", *imperfect, *LOCAL) == [0], runs.launch.said()
+    sharding = ("engine.zero_stage=3", "engine.accumulation=2")
+    assert runs("imperfect3", *imperfect, *sharding, ranks=2) == [0, 0], runs.launch.said()
+    assert_same_course(runs.metrics("imperfect3"), runs.metrics("imperfect"))
+    assert all(line["alignment"] > 0 for line in runs.metrics("imperfect"))
+
+
 @pytest.mark.parametrize("engine", ["local", "deepspeed"])
 def test_accumulating_gradients_changes_nothing(
     runs: Runs, whole: list[dict[str, float]], engine: str

@@ -6,7 +6,7 @@ turn it is drawn. ``messages`` with ``role`` and ``content`` are read the same w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from unimm.chat import (
@@ -49,11 +49,14 @@ class Conversation:
         segments: The conversation.
         read: Numbers of the pictures that it reads.
         drawn: Numbers of the pictures that it draws.
+        prompts: What would draw each picture that it reads, up to the queries; empty where nobody
+            knows.
     """
 
     segments: tuple[Segment, ...]
     read: tuple[int, ...]
     drawn: tuple[int, ...]
+    prompts: tuple[tuple[Segment, ...], ...] = ()
 
 
 def build_conversation(
@@ -92,7 +95,8 @@ def _caption(
         raise SampleError(f"a caption needs one picture, got {num_images}")
     if source.task == "generation":
         return Conversation(tuple(template.draw(text.strip(), reply="")), (), (0,))
-    return Conversation(tuple(template.describe(answer=text.strip())), (0,), ())
+    prompt = tuple(template.draw(text.strip()))
+    return Conversation(tuple(template.describe(answer=text.strip())), (0,), (), (prompt,))
 
 
 def _turns(fields: Mapping[str, Any], column: str) -> tuple[str | None, list[tuple[Role, str]]]:
@@ -153,7 +157,7 @@ def cut_conversation(
         room = max(0, room - length)
     if not any(_teaches(segment) for segment in kept):
         raise SampleError(f"no answer within {max_length} positions")
-    return Conversation(tuple(kept), conversation.read, conversation.drawn)
+    return replace(conversation, segments=tuple(kept))
 
 
 def _teaches(segment: Segment) -> bool:

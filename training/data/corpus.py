@@ -142,6 +142,7 @@ class Corpus:
             drawn = {i: self._drawn.picture(*record.images[i]) for i in conversation.drawn}
         except SampleError as error:
             return Skipped(number, source.key(index), name, str(error))
+        fits = all(self.length(prompt) <= self.config.max_length for prompt in conversation.prompts)
         return Sample(
             number=number,
             key=record.key,
@@ -151,6 +152,7 @@ class Corpus:
             drawn=tuple(drawn[i] for i in conversation.drawn),
             length=self.length(conversation.segments),
             seed=_seed_of(self._seed, number),
+            prompts=conversation.prompts if fits else (),
         )
 
     def batch(self, numbers: Iterable[int]) -> SampleBatch:

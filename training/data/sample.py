@@ -30,6 +30,7 @@ class Sample:
         drawn: Pictures that it asks for, in the same form, one for each ``QuerySegment``.
         length: Positions that the conversation takes.
         seed: Of everything random about it, whatever batch it is in.
+        prompts: What would draw each picture to read, up to the queries; empty where nobody knows.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Sample:
     drawn: tuple[Tensor, ...]
     length: int
     seed: int = 0
+    prompts: tuple[tuple[Segment, ...], ...] = ()
 
     @property
     def task(self) -> Task:

@@ -82,7 +82,9 @@ class SceneSource:
         segments = self._segments(task, scene, rng)
         if task == "drawing":
             return Example(segments, drawn=(picture,), seed=seed)
-        return Example(segments, read=(picture,), seed=seed)
+        # A verifier sees what was drawn from the prompt that the picture is true to.
+        asked = (self.template.draw(prompt.text),) if task == "matching" else ()
+        return Example(segments, read=(picture,), seed=seed, prompts=asked)
 
     def _segments(
         self, task: Task, scene: SceneSample, rng: np.random.Generator

@@ -1,7 +1,7 @@
 """Conversations by number, and which of them a process handles in a step."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from unimm.chat import Segment
@@ -10,8 +10,11 @@ from unimm.model import UniMM
 
 from ..batch import Blanks, ExampleLike, LayOut, TrainingBatch, collate, share_of
 from ..ranks import Ranks
+from ..rereading import RereadingPlan, reread
 from .corpus import Corpus
 from .sample import Skipped
+
+_NOTHING = RereadingPlan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +79,13 @@ class StepPlan:
         samples_per_step: Conversations of a step, over all processes and micro-batches.
         micro_batches: Of a step, in each process.
         ranks: The processes.
+        rereading: How many are read with imperfect pictures.
     """
 
     samples_per_step: int
     micro_batches: int
     ranks: Ranks
+    rereading: RereadingPlan = _NOTHING
 
     def __post_init__(self) -> None:
         self.numbers(0, 0)
@@ -103,10 +108,16 @@ class StepPlan:
         numbers = [self.numbers(first, micro) for micro in range(self.micro_batches)]
         read = [source.read(each) for each in numbers]
         return StepBatch(
-            [collate(one.examples, lay_out=lay_out, blanks=blanks) for one in read],
+            [self._micro_batch(one.examples, lay_out, blanks) for one in read],
             sum(map(len, numbers)),
             tuple(skipped for one in read for skipped in one.skipped),
         )
+
+    def _micro_batch(
+        self, examples: Sequence[ExampleLike], lay_out: LayOut, blanks: Blanks
+    ) -> TrainingBatch:
+        batch = collate(examples, lay_out=lay_out, blanks=blanks)
+        return replace(batch, rereading=reread(examples, self.rereading, lay_out=lay_out))
 
 
 def right_padded(model: UniMM, *, pad_id: int, length: int | None) -> LayOut:

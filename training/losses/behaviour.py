@@ -4,20 +4,21 @@ A continuous form of LatentUM's (arXiv:2604.02097): what the language model says
 to survive the error that a generator leaves in its latents.
 
 Shape legend:
-    B batch      I pictures read      N latent tokens      D latent channels      T answer tokens
+    I pictures read      N latent tokens      D latent channels      T answer tokens
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
-from metaquery.flow import interpolate, velocity_to_x_0
-from metaquery.generator import LatentGenerator
 from unimm.layout import IGNORE, Layout
 from unimm.model import UniMM
+
+AlignmentSource = Literal["noise", "exit"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,20 +26,28 @@ class AlignmentConfig:
     """How much answers about imperfect latents are pulled to those about clean ones.
 
     Args:
-        weight: Of the divergence; 0 leaves it out.
-        noise: Largest standard deviation of the noise on latents; a picture's is uniform below.
-        share: Share of pictures that are noised; the others stay clean, and cost nothing.
+        weight: Of the divergence, a mean over the answers' tokens; 0 leaves it out.
+        share: Share of conversations about pictures that are read a second time for it.
+        source: What makes latents imperfect: ``noise``, or the early exit of the DiT, which
+            predicts them from noise in one step.
+        noise: Largest standard deviation of that noise; most pictures get much less.
+        max_time: Latest time that the early exit predicts from; a picture's is uniform below.
     """
 
     weight: float = 0.0
+    share: float = 0.5
+    source: AlignmentSource = "noise"
     noise: float = 0.5
-    share: float = 1.0
+    max_time: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.noise < 0 or not 0 <= self.share <= 1:
+        if self.weight < 0 or self.noise < 0:
             raise ValueError(
-                f"weight ({self.weight}) and noise ({self.noise}) must not be negative and share "
-                f"({self.share}) must be in [0, 1]"
+                f"weight ({self.weight}) and noise ({self.noise}) must not be negative"
+            )
+        if not 0 <= self.share <= 1 or not 0 < self.max_time <= 1:
+            raise ValueError(
+                f"share ({self.share}) must be in [0, 1] and max_time ({self.max_time}) in (0, 1]"
             )
 
 
@@ -61,28 +70,3 @@ def answer_divergences(
     with torch.no_grad():
         teacher = answers(clean)
     return F.kl_div(answers(changed), teacher, log_target=True, reduction="none").sum(dim=-1)
-
-
-def noised_latents(
-    latents: Float[Tensor, "I N D"], config: AlignmentConfig, generator: Generator
-) -> Float[Tensor, "I N D"]:
-    """Return latents with noise of a random size each, a share of them as they are."""
-    draws = torch.rand((2, len(latents), 1, 1), generator=generator, device=latents.device)
-    scale = config.noise * draws[0] * (draws[1] < config.share)
-    noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-    return latents + (scale * noise).to(latents.dtype)
-
-
-@torch.no_grad()
-def exit_predictions(
-    generator: LatentGenerator,
-    states: Float[Tensor, "B Q H"],
-    x_0: Float[Tensor, "B N D"],
-    *,
-    t: Float[Tensor, "B"],
-    noise: Float[Tensor, "B N D"],
-) -> Float[Tensor, "B N D"]:
-    """Return what the early exit takes noised latents to be: a generator's errors in one step."""
-    sample = interpolate(x_0, noise, t)
-    velocity = generator.dit(sample.x_t, t, generator.condition(states), head="exit")
-    return velocity_to_x_0(sample.x_t, velocity, t)

@@ -40,11 +40,11 @@ from ..engine import LocalEngine
 from ..fast_attention import use_fast_attention
 from ..fast_norm import use_fast_norms
 from ..grids import picture_grid
+from ..imperfect import noised
 from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
 from ..ranks import ALONE, Ranks, run_device
 from .bank import BankConfig, PictureBank, judge_latents
-from .reading import noised
 
 STREAM = 4
 

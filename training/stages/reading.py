@@ -28,6 +28,7 @@ from ..engine import LocalEngine
 from ..fast_attention import use_fast_attention
 from ..fast_norm import use_fast_norms
 from ..grids import reconstruction_grid
+from ..imperfect import noised
 from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
 from ..ranks import ALONE, Ranks, run_device
@@ -127,14 +128,3 @@ class ReadingStage:
 
     def export(self, directory: Path) -> None:
         save_checkpoint(directory, self.model, self.tokenizer, readme="Reading stage.\n")
-
-
-def noised(latents: Tensor, largest: float, generator: Generator) -> Tensor:
-    """Return latents (B, N, D) with noise of up to ``largest`` standard deviation on each.
-
-    The squared draw leaves most of them nearly clean.
-    """
-    device = latents.device
-    scale = torch.rand((len(latents), 1, 1), generator=generator, device=device).square() * largest
-    noise = torch.randn(latents.shape, generator=generator, device=device)
-    return latents + (scale * noise).to(latents.dtype)

@@ -5,7 +5,6 @@ Shape legend:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,79 +12,37 @@ import torch
 from PIL import Image
 from torch import Generator, nn
 
-from unimm.chat import ChatTemplate, QuerySegment, Segment
+from unimm.chat import QuerySegment, Segment
 from unimm.checkpoint import save_checkpoint
-from unimm.config import UniMMConfig
 from unimm.errors import UserError
-from unimm.fingerprint import latent_space_id
-from unimm.model import UniMM
-from unimm.scenes import Grammar
 from unimm.tokenizer import load_tokenizer
 
-from ..batch import LayOut, TrainingBatch
-from ..build import ModelRecipe, build_model
-from ..config import EngineConfig, OptimizerConfig, RunConfig
-from ..cost import StepCost, Work
-from ..data.config import DataConfig
-from ..data.corpus import Corpus, Sizes, SpaceNames
-from ..data.packed_layout import packed
-from ..data.report import SkipReport
-from ..data.scene_samples import SceneDataConfig, SceneSource
+from ..batch import TrainingBatch
+from ..build import build_model
+from ..cost import StepCost
+from ..counts import StepCounts
 from ..data.scenes import CachedTemplate
-from ..data.stream import CorpusSource, ExampleSource, StepBatch, StepPlan, right_padded
+from ..data.stream import StepBatch, StepPlan
 from ..engine import Engine, StepReport
 from ..grids import picture_grid
+from ..imperfect import noised_by_seed
 from ..loop import LossReport
 from ..lora import merge_lora
 from ..objective import (
     TASKS,
+    Imperfect,
     JointObjective,
-    ObjectiveConfig,
     Pictures,
     Totals,
+    check_objective,
     draw,
-    task_tokens,
-    with_read_noise,
 )
 from ..optimizer import ParameterGroup, parameter_groups
 from ..pictures import PictureEncoder, blanks
 from ..ranks import ALONE, Ranks, run_device
+from .unified_config import UnifiedConfig, build_lay_out, build_report, build_source, space_names
 
 _GRID_PROMPTS = 16
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UnifiedConfig:
-    """A run of the unified stage.
-
-    Args:
-        run: Length, place, machine.
-        model: What is trained.
-        optimizer: AdamW and its schedule.
-        engine: How a step is divided.
-        objective: The loss.
-        scenes: The miniature world as data, where ``data`` is None.
-        data: Files to learn from.
-        samples_per_step: Conversations of a step, over all processes and micro-batches.
-        sequence_length: Positions that rows are padded to; None pads to the longest of a batch.
-            With ``data.row_length`` rows are packed to that length.
-    """
-
-    run: RunConfig
-    model: ModelRecipe
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    scenes: SceneDataConfig = field(default_factory=SceneDataConfig)
-    data: DataConfig | None = None
-    samples_per_step: int = 64
-    sequence_length: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.samples_per_step < 1:
-            raise ValueError(f"samples_per_step must be at least 1, got {self.samples_per_step}")
-        if self.model.compile_blocks and self.engine.is_sharded and self.engine.zero_stage == 3:
-            raise ValueError("model.compile_blocks needs engine.zero_stage 1 or 2")
 
 
 class UnifiedStage:
@@ -93,7 +50,13 @@ class UnifiedStage:
 
     def __init__(self, config: UnifiedConfig, ranks: Ranks = ALONE) -> None:
         self.config, self.ranks = config, ranks
-        self.plan = StepPlan(config.samples_per_step, config.engine.accumulation, ranks)
+        self.plan = StepPlan(
+            config.samples_per_step,
+            config.engine.accumulation,
+            ranks,
+            config.objective.rereading,
+        )
+        check_objective(config.objective, config.model.model_config())
         self.device = run_device(config.run.device, ranks)
         dtype = getattr(torch, config.run.precision)
         self.unimm = build_model(config.model, device=self.device, dtype=dtype)
@@ -144,28 +107,28 @@ class UnifiedStage:
         if self.report is not None:
             self.report.count(batch.num_read, batch.skipped)
         batches = batch.micro_batches
-        counted = torch.stack([_counts(batch) for batch in batches]).sum(dim=0)
-        tokens, pictures, samples, positions, squared, seen, targets, *by_task = engine.ranks.sum(
-            counted
-        ).tolist()
-        drawn = pictures * self.config.objective.times_per_picture
-        flops = self.cost.flops(Work(positions, squared, tokens, drawn, seen, targets))
-        sums = torch.zeros(3 + len(TASKS), device=self.device)
+        counts = StepCounts.of(batches, engine.ranks)
+        work, without_gradient = counts.work(self.config.objective.times_per_picture)
+        names = ["loss", "flow", "text"]
+        if self.config.objective.rereading.aligned:
+            names.append("alignment")
+        sums = torch.zeros(len(names) + len(TASKS), device=self.device)
         for micro in batches:
-            output = self._forward(engine, micro.to(self.device), Totals(tokens, pictures))
+            output = self._forward(engine, micro.to(self.device), counts.totals)
             engine.backward(output["loss"])
-            parts = [output[name].detach().float() for name in ("loss", "flow", "text")]
-            sums += torch.cat([torch.stack(parts), output["by_task"].float()])
+            values = torch.stack([output[name].detach().float() for name in names])
+            sums += torch.cat([values, output["by_task"].float()])
         done = engine.update(step)
         self.finished = step + 1
-        loss, flow, text, *task_sums = engine.ranks.sum(sums).unbind()
-        means = {
-            f"text_{task}": value / count
-            for task, value, count in zip(TASKS, task_sums, by_task, strict=True)
-            if count
-        }
+        values, task_sums = engine.ranks.sum(sums).split([len(names), len(TASKS)])
+        parts = dict(zip(names, values, strict=True))
+        tasks = zip(TASKS, task_sums, counts.by_task, strict=True)
         report = LossReport(
-            loss, {"flow": flow, "text": text, **means}, int(samples), int(positions), flops
+            parts.pop("loss"),
+            parts | {f"text_{task}": value / count for task, value, count in tasks if count},
+            int(counts.samples),
+            int(counts.rows.positions),
+            self.cost.flops(work, without_gradient=without_gradient),
         )
         return report, done
 
@@ -173,11 +136,12 @@ class UnifiedStage:
         self, engine: Engine, batch: TrainingBatch, of: Totals
     ) -> Mapping[str, torch.Tensor]:
         with torch.no_grad():
-            read, drawn = self.encoder.read(batch), self.encoder.drawn(batch)
-            read = with_read_noise(read, batch.read_seeds, self.config.objective.read_noise)
+            clean, drawn = self.encoder.read(batch), self.encoder.drawn(batch)
+            read = noised_by_seed(clean, self.config.objective.read_noise, batch.read_seeds)
             draws = draw(batch.drawn_seeds, drawn, self.unimm, self.config.objective)
         pictures = Pictures(read, drawn, batch.is_drawn.float())
-        output: Mapping[str, torch.Tensor] = engine(batch.layout, pictures, draws, of)
+        imperfect = batch.rereading and Imperfect(batch.rereading, clean, batch.read_seeds)
+        output: Mapping[str, torch.Tensor] = engine(batch.layout, pictures, draws, of, imperfect)
         return output
 
     def loss(self, batch: object, *, step: int, generator: Generator) -> LossReport:
@@ -206,6 +170,9 @@ class UnifiedStage:
             noise=noise,
             num_steps=sampling.num_steps,
             guidance_scale=sampling.guidance_scale,
+            guidance_interval=sampling.guidance_interval,
+            exit_scale=sampling.exit_scale,
+            exit_interval=sampling.exit_interval,
         )
         return picture_grid(space.decode(latents.to(self.unimm.dtype)))
 
@@ -234,66 +201,3 @@ class UnifiedStage:
     def export(self, directory: Path) -> None:
         merge_lora(self.unimm.language)
         save_checkpoint(directory, self.unimm, self.tokenizer, readme="Unified stage.\n")
-
-
-def _counts(batch: TrainingBatch) -> torch.Tensor:
-    """Return what the step's means and its cost need to know of a batch."""
-    lengths = batch.layout.mask.sum(dim=1)
-    encoded = [0 if p.is_floating_point() else len(p) for p in (batch.read, batch.drawn)]
-    totals = [batch.num_tokens, batch.num_drawn, batch.num_samples]
-    work = [int(lengths.sum()), int(lengths.square().sum()), *encoded]
-    return torch.cat([torch.tensor([*totals, *work]), task_tokens(batch.layout)]).double()
-
-
-def space_names(model: UniMM) -> SpaceNames:
-    """Return the identifiers of what a model sees and draws in."""
-    drawn = latent_space_id(model)
-    return SpaceNames(drawn if model.vision is None else latent_space_id(model, seen=True), drawn)
-
-
-def build_source(
-    config: UnifiedConfig,
-    model: UniMMConfig,
-    template: ChatTemplate,
-    *,
-    spaces: SpaceNames | None = None,
-) -> ExampleSource:
-    """Return the conversations of a run.
-
-    Args:
-        config: Of the run.
-        model: Sizes and, for the miniature world, its grammar.
-        template: Words the conversations.
-        spaces: Identifiers of the latent spaces, where latents come from a cache.
-
-    Raises:
-        UserError: Files are missing, or the model does not say which miniature world it is of.
-    """
-    seed = config.run.seed
-    if config.data is not None:
-        sizes = Sizes.of(model)
-        return CorpusSource(
-            Corpus(config.data, template=template, sizes=sizes, seed=seed, spaces=spaces)
-        )
-    if model.grammar is None:
-        raise UserError(
-            "a model without a grammar has no miniature world; name files in data, or give "
-            "model.config.grammar"
-        )
-    grammar = Grammar.from_dict(model.grammar)
-    return SceneSource(config.scenes, grammar, template, seed=config.run.seed)
-
-
-def build_lay_out(config: UnifiedConfig, model: UniMM, *, pad_id: int) -> LayOut:
-    """Return how a run's conversations become rows: one each, or packed."""
-    if config.data is not None and config.data.row_length is not None:
-        return packed(model, pad_id=pad_id, length=config.data.row_length)
-    return right_padded(model, pad_id=pad_id, length=config.sequence_length)
-
-
-def build_report(config: UnifiedConfig, ranks: Ranks) -> SkipReport | None:
-    """Return where this process names what it cannot use; files alone can be damaged."""
-    if config.data is None:
-        return None
-    path = config.run.output_dir / "skipped" / f"rank-{ranks.rank:04d}.jsonl"
-    return SkipReport(path, config.data)

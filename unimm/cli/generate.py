@@ -41,6 +41,14 @@ def generate(
             metavar="G", help="How closely to follow the prompt.", show_default="the model's"
         ),
     ] = None,
+    exit_scale: Annotated[
+        float | None,
+        typer.Option(
+            metavar="E",
+            help="How far to move away from the early exit, for models that have one; 1 is off.",
+            show_default="the model's",
+        ),
+    ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(
@@ -91,6 +99,7 @@ def generate(
             best_of=best_of,
             num_steps=steps,
             guidance_scale=guidance_scale,
+            exit_scale=exit_scale,
             # Any other text is refused, with the names that are known.
             sampler=cast("SamplerName | None", sampler),
             seed=seed,

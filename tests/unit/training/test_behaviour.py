@@ -1,21 +1,14 @@
 """Answers about imperfect latents against answers about clean ones."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from training.losses.behaviour import (
-    AlignmentConfig,
-    answer_divergences,
-    exit_predictions,
-    noised_latents,
-)
+from training.losses.behaviour import AlignmentConfig, answer_divergences
 from unimm.chat import ChatTemplate
 from unimm.layout import Layout
 from unimm.model import UniMM
-from unimm.testing import tiny_config, tiny_model, tiny_tokenizer
+from unimm.testing import tiny_model, tiny_tokenizer
 
 
 def reading(model: UniMM) -> Layout:
@@ -65,23 +58,14 @@ def test_steps_on_the_divergence_bring_the_answers_together() -> None:
     assert losses[-1] < losses[0]
 
 
-def test_noise_has_a_size_of_its_own_for_each_picture() -> None:
-    clean = torch.zeros(64, 16, 48)
-    config = AlignmentConfig(weight=1.0, noise=0.5, share=0.5)
-    sizes = noised_latents(clean, config, Generator().manual_seed(0)).std(dim=(1, 2))
-    assert 16 < (sizes == 0).sum() < 48
-    assert sizes.max() < 0.55
-    with pytest.raises(ValueError, match=r"share \(2.0\) must be in \[0, 1\]"):
-        AlignmentConfig(share=2.0)
-
-
-@torch.no_grad()
-def test_the_early_exit_predicts_in_one_step() -> None:
-    config = tiny_config()
-    dit = replace(config.generator.dit, exit_depth=1)
-    model = tiny_model(config=replace(config, generator=replace(config.generator, dit=dit)))
-    states = torch.randn(2, 16, 32, generator=Generator().manual_seed(2))
-    x_0, noise, t = latents(), latents(1), torch.tensor([0.0, 0.8])
-    predicted = exit_predictions(model.generator, states, x_0, t=t, noise=noise)
-    assert torch.equal(predicted[0], x_0[0])  # nothing is lost at t = 0
-    assert (predicted[1] - x_0[1]).abs().max() > 0.1
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"share": 2.0}, r"share \(2.0\) must be in \[0, 1\]"),
+        ({"weight": -1.0}, r"weight \(-1.0\)"),
+        ({"max_time": 0.0}, r"max_time \(0.0\) in \(0, 1\]"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AlignmentConfig(**settings)  # type: ignore[arg-type]

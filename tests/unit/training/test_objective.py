@@ -1,6 +1,7 @@
 """The unified objective: means over the whole step, however it is divided."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,19 +9,30 @@ from torch import Tensor
 
 from training.batch import Blanks, Example, TrainingBatch, collate, share_of
 from training.cost import StepCost, part_sizes, state_bytes, work_of
+from training.counts import StepCounts
+from training.imperfect import noised_by_seed
+from training.losses.behaviour import AlignmentConfig
 from training.objective import (
+    Imperfect,
     JointObjective,
     ObjectiveConfig,
     Pictures,
-    Totals,
     draw,
-    with_read_noise,
 )
-from unimm.chat import ChatTemplate
+from training.ranks import ALONE
+from training.rereading import reread
+from unimm.chat import ChatTemplate, Segment
+from unimm.layout import Layout
 from unimm.model import UniMM
-from unimm.testing import tiny_model, tiny_tokenizer
+from unimm.testing import tiny_config, tiny_model, tiny_tokenizer
 
 CONFIG = ObjectiveConfig(times_per_picture=2, read_noise=0.3)
+NOISED = replace(CONFIG, alignment=AlignmentConfig(weight=0.5, share=1.0, noise=1.0))
+PREDICTED = replace(
+    CONFIG,
+    read_back_share=1.0,
+    alignment=AlignmentConfig(weight=0.5, share=1.0, source="exit"),
+)
 BLANK = torch.zeros((3, 16, 16), dtype=torch.uint8)
 
 
@@ -46,47 +58,63 @@ def samples(template: ChatTemplate) -> list[Example]:
                 made.append(Example(segments, drawn=(picture(n),), seed=n))
             case 2:
                 segments = template.ask("what color is the circle?", answer="red" * n)
-                made.append(Example(segments, read=(picture(n),), seed=n))
+                prompts = (template.draw("a red circle"),) if n < 4 else ()
+                made.append(Example(segments, read=(picture(n),), seed=n, prompts=prompts))
             case _:
                 made.append(Example(template.say("hello", answer="hi"), seed=n))
     return made
 
 
-def batch_of(model: UniMM, samples: Sequence[Example]) -> TrainingBatch:
-    return collate(
-        samples,
-        lay_out=lambda rows: model.lay_out(rows, pad_id=0, padding_side="right"),
-        blanks=Blanks(BLANK, BLANK),
-    )
+def model_with_exit() -> UniMM:
+    config = tiny_config()
+    dit = replace(config.generator.dit, exit_depth=1)
+    return tiny_model(config=replace(config, generator=replace(config.generator, dit=dit)))
 
 
-def gradients(samples: Sequence[Example], parts: int) -> tuple[float, dict[str, Tensor]]:
+def batch_of(
+    model: UniMM, samples: Sequence[Example], config: ObjectiveConfig = CONFIG
+) -> TrainingBatch:
+    def lay_out(rows: Sequence[Sequence[Segment]]) -> Layout:
+        return model.lay_out(rows, pad_id=0, padding_side="right")
+
+    batch = collate(samples, lay_out=lay_out, blanks=Blanks(BLANK, BLANK))
+    return replace(batch, rereading=reread(samples, config.rereading, lay_out=lay_out))
+
+
+def gradients(
+    samples: Sequence[Example], parts: int, config: ObjectiveConfig = CONFIG
+) -> tuple[float, dict[str, Tensor]]:
     """Return loss and gradients of a step divided into equal parts, summed over them."""
-    model = tiny_model()
+    model = tiny_model() if config is CONFIG else model_with_exit()
     model.train_only(["language", "queries", "projector", "generator"])
-    objective = JointObjective(model, CONFIG)
+    objective = JointObjective(model, config)
     each = len(samples) // parts
-    batches = [batch_of(model, samples[i : i + each]) for i in range(0, len(samples), each)]
-    of = Totals(sum(b.num_tokens for b in batches), sum(b.num_drawn for b in batches))
+    batches = [batch_of(model, samples[i : i + each], config) for i in range(0, len(samples), each)]
+    of = StepCounts.of(batches, ALONE).totals
+    assert of.tokens == sum(b.num_tokens for b in batches)
     total = 0.0
     for batch in batches:
-        read, drawn = (model.latents.encode(p.float() / 255) for p in (batch.read, batch.drawn))
-        read = with_read_noise(read, batch.read_seeds, CONFIG.read_noise)
-        draws = draw(batch.drawn_seeds, drawn, model, CONFIG)
+        clean, drawn = (model.latents.encode(p.float() / 255) for p in (batch.read, batch.drawn))
+        read = noised_by_seed(clean, config.read_noise, batch.read_seeds)
+        draws = draw(batch.drawn_seeds, drawn, model, config)
         pictures = Pictures(read, drawn, batch.is_drawn.float())
-        loss = objective(batch.layout, pictures, draws, of)["loss"]
+        again = batch.rereading and Imperfect(batch.rereading, clean, batch.read_seeds)
+        loss = objective(batch.layout, pictures, draws, of, again)["loss"]
         torch.autograd.backward(loss)
         total += loss.item()
     named = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     return total, {name: grad for name, grad in named.items() if grad is not None}
 
 
-@pytest.mark.parametrize("parts", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("parts", "config"),
+    [(2, CONFIG), (4, CONFIG), (8, CONFIG), (8, NOISED), (2, PREDICTED), (8, PREDICTED)],
+)
 def test_loss_and_gradients_do_not_depend_on_how_a_step_is_divided(
-    samples: list[Example], parts: int
+    samples: list[Example], parts: int, config: ObjectiveConfig
 ) -> None:
-    whole_loss, whole = gradients(samples, 1)
-    loss, divided = gradients(samples, parts)
+    whole_loss, whole = gradients(samples, 1, config)
+    loss, divided = gradients(samples, parts, config)
     assert loss == pytest.approx(whole_loss, rel=1e-5)
     assert set(divided) == set(whole)
     for name, expected in whole.items():
@@ -94,10 +122,13 @@ def test_loss_and_gradients_do_not_depend_on_how_a_step_is_divided(
         assert (divided[name] - expected).abs().max().item() <= 1e-5 * max(scale, 1e-3), name
 
 
-def test_every_batch_reaches_every_parameter(template: ChatTemplate) -> None:
+@pytest.mark.parametrize("config", [CONFIG, NOISED, PREDICTED])
+def test_every_batch_reaches_every_parameter(
+    template: ChatTemplate, config: ObjectiveConfig
+) -> None:
     """A process that left a parameter out would let the others wait for its gradient."""
-    _, reached = gradients([Example(template.say("hello", answer="hi"))], 1)
-    model = tiny_model()
+    _, reached = gradients([Example(template.say("hello", answer="hi"))], 1, config)
+    model = tiny_model() if config is CONFIG else model_with_exit()
     model.train_only(["language", "queries", "projector", "generator"])
     assert set(reached) == {n for n, p in model.named_parameters() if p.requires_grad}
     assert not any(g.any() for n, g in reached.items() if not n.startswith("language."))

@@ -13,7 +13,7 @@ from training.config import RunConfig
 from training.data.config import DataConfig, SourceConfig
 from training.plan import Machine, Plan, missing_files, plan, plan_recipe
 from training.recipes import find_recipe
-from training.stages.unified import UnifiedConfig
+from training.stages.unified_config import UnifiedConfig
 from unimm.assembly import Assembly, published_config
 from unimm.checkpoints.assemble import empty_parameters
 from unimm.config_io import from_dict, read_tree

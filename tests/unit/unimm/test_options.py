@@ -39,6 +39,8 @@ def test_given_options_win() -> None:
         ({"guidance_scale": -1.0}, "guidance_scale must be a number of at least 0"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a number of at least 0"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval must be two rising times"),
+        ({"exit_scale": float("inf")}, "exit_scale must be a number of at least 0"),
+        ({"exit_interval": (-0.1, 1.0)}, "exit_interval must be two rising times"),
         ({"seed": -1}, "seed must be a whole number from 0 to"),
         ({"seed": 2**64}, "seed must be a whole number from 0 to"),
     ],

@@ -144,8 +144,9 @@ def test_the_next_turn_sees_the_models_own_picture(pipeline: Pipeline, script: S
         session = pipeline.chat()
         script(DRAW, END, END)
         (generation,) = session.send("a red circle").generations
-        assert torch.equal(session._pictures[0], generation.latents)
-        session._pictures[0] = session._pictures[0] + brightness
+        seen: Any = session._pictures[0]
+        assert torch.equal(seen, generation.latents)
+        session._pictures[0] = seen + brightness
         before = session.length
         session.send("what color")
         assert session.length - before > pipeline.model.config.latents.num_tokens

@@ -96,6 +96,9 @@ def test_what_data_says_has_no_power(template: ChatTemplate) -> None:
 def test_captions_draw_or_describe(template: ChatTemplate, task: str) -> None:
     built = build(template, {"text": "a circle"}, num_images=1, layout="caption", task=task)
     assert task_of(built.segments) == task
+    # What is described is known to be what would draw the picture.
+    asked = (tuple(template.draw("a circle")),)
+    assert built.prompts == (asked if task == "understanding" else ())
 
 
 @pytest.mark.parametrize(

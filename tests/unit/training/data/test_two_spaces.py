@@ -21,7 +21,8 @@ from training.data.config import DataConfig, SourceConfig
 from training.engine import LocalEngine
 from training.loop import train
 from training.plan import Machine, plan
-from training.stages.unified import UnifiedConfig, UnifiedStage
+from training.stages.unified import UnifiedStage
+from training.stages.unified_config import UnifiedConfig
 from unimm.checkpoint import save_checkpoint
 from unimm.pipeline import Pipeline
 from unimm.testing import tiny_model, tiny_tokenizer, tiny_two_space_config

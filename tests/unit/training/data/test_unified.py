@@ -1,6 +1,7 @@
 """The unified stage on files: shared out over ranks, continued elsewhere, damage reported."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from training.config import OptimizerConfig, RunConfig
 from training.data.config import DataConfig, SourceConfig
 from training.engine import LocalEngine
 from training.loop import train
+from training.losses.behaviour import AlignmentConfig
+from training.objective import ObjectiveConfig
 from training.plan import Machine, plan
 from training.ranks import Ranks
-from training.stages.unified import UnifiedConfig, UnifiedStage
+from training.stages.unified import UnifiedStage
+from training.stages.unified_config import UnifiedConfig
 from unimm.checkpoint import save_checkpoint
 from unimm.errors import UserError
 from unimm.testing import tiny_model, tiny_tokenizer
@@ -117,17 +121,39 @@ def test_training_on_files_learns_and_names_a_damaged_picture(
     assert all("3.png" in one["reason"] for one in named)
 
 
+IMPERFECT = ObjectiveConfig(read_back_share=1.0, alignment=AlignmentConfig(weight=0.5, share=1.0))
+
+
+@pytest.mark.parametrize("objective", [ObjectiveConfig(), IMPERFECT], ids=["plain", "imperfect"])
 def test_packed_and_padded_rows_have_the_same_loss(
-    model: Path, data: dict[str, Any], tmp_path: Path
+    model: Path, data: dict[str, Any], tmp_path: Path, objective: ObjectiveConfig
 ) -> None:
+    records = [{"image": f"pictures/{n}.png", "text": f"thing {n}"} for n in range(8)]
+    captions = SourceConfig(
+        name="captions",
+        kind="jsonl",
+        path=str(write_jsonl(tmp_path / "captions.jsonl", records)),
+        layout="caption",
+        task="understanding",
+    )
+    data = {**data, "sources": (*data["sources"], captions)}
     losses = []
     for row_length in (None, 300):
         settings = config(model, {**data, "row_length": row_length}, tmp_path / "run")
+        settings = replace(settings, objective=objective, samples_per_step=8)
         stage = UnifiedStage(settings)
         engine = LocalEngine(
             stage.groups(), settings.optimizer, num_steps=1, module=stage.objective
         )
-        report, _ = stage.take_step(engine, stage.batch(0), step=0)
+        batch = stage.batch(0)
+        (micro,) = batch.micro_batches
+        if objective is IMPERFECT:
+            assert micro.rereading is not None
+            assert micro.rereading.read_back is not None
+            assert micro.rereading.read_back.num_used  # the descriptions
+        else:
+            assert micro.rereading is None
+        report, _ = stage.take_step(engine, batch, step=0)
         losses.append(report.loss)
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-5)
 
