@@ -19,11 +19,14 @@ def latent_space_id(model: UniMM, *, seen: bool = False) -> str:
 
     Args:
         model: The model.
-        seen: Of the space that it sees in, where that is another than the one it draws in.
+        seen: Of the space that it sees in, where that is another than the one it draws in. That
+            identifier stands in no file, so it is the same in every precision: that of weights
+            rounded to bfloat16.
     """
     config, space = model.config.latents, model.latents
+    precision = torch.float32
     if seen and model.config.vision is not None and model.vision is not None:
-        config, space = model.config.vision, model.vision
+        config, space, precision = model.config.vision, model.vision, torch.bfloat16
     settings = {key: value for key, value in to_dict(config).items() if key != "decoder"}
     if settings["layers"] is None:
         del settings["layers"]  # younger than the identifiers of models that have one layer
@@ -32,5 +35,6 @@ def latent_space_id(model: UniMM, *, seen: bool = False) -> str:
     for name, tensor in sorted(state.items()):
         if not name.startswith(_DECODERS):
             digest.update(name.encode())
-            digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
+            values = tensor.detach().to("cpu", precision).to(torch.float32)
+            digest.update(values.contiguous().numpy().data)
     return f"{config.kind}-{config.num_tokens}x{config.dim}-{digest.hexdigest()}"

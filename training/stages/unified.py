@@ -67,7 +67,7 @@ class UnifiedStage:
         self.template = CachedTemplate(self.tokenizer, self.unimm.config.chat)
         self.encoder = PictureEncoder(self.unimm)
         self.caches = config.data is not None and config.data.latent_cache is not None
-        spaces = space_names(self.unimm) if self.caches else None
+        spaces = space_names(self.unimm, config.model) if self.caches else None
         self.source = build_source(config, self.unimm.config, self.template, spaces=spaces)
         self.lay_out = build_lay_out(config, self.unimm, pad_id=self.template.pad_id)
         self.report = build_report(config, ranks)

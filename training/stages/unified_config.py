@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from unimm.chat import ChatTemplate
+from unimm.checkpoint import read_config
 from unimm.config import UniMMConfig
 from unimm.errors import UserError
 from unimm.fingerprint import latent_space_id
@@ -60,9 +61,19 @@ class UnifiedConfig:
             raise ValueError("model.compile_blocks needs engine.zero_stage 1 or 2")
 
 
-def space_names(model: UniMM) -> SpaceNames:
-    """Return the identifiers of what a model sees and draws in."""
-    drawn = latent_space_id(model)
+def space_names(model: UniMM, recipe: ModelRecipe) -> SpaceNames:
+    """Return the identifiers of what a model sees and draws in.
+
+    Args:
+        model: The model, in the precision of the run.
+        recipe: Where it comes from. The identifier in that directory is of the weights as they
+            were trained, and what a cache of latents is named by.
+    """
+    is_fresh = any(name.partition(".")[0] == "latents" for name in recipe.fresh)
+    if recipe.init is None or is_fresh:
+        drawn = latent_space_id(model)
+    else:
+        _, drawn = read_config(recipe.init)
     return SpaceNames(drawn if model.vision is None else latent_space_id(model, seen=True), drawn)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.integration.launcher import tiny_world_model
 from tests.unit.training.data.layouts import png, reading_records, write_jsonl, write_tars
-from training.build import ModelRecipe
+from training.build import ModelRecipe, build_model
 from training.config import OptimizerConfig, RunConfig
 from training.data.config import DataConfig, SourceConfig
 from training.engine import LocalEngine
@@ -19,9 +20,11 @@ from training.objective import ObjectiveConfig
 from training.plan import Machine, plan
 from training.ranks import Ranks
 from training.stages.unified import UnifiedStage
-from training.stages.unified_config import UnifiedConfig
+from training.stages.unified_config import UnifiedConfig, space_names
 from unimm.checkpoint import save_checkpoint
 from unimm.errors import UserError
+from unimm.fingerprint import latent_space_id
+from unimm.pipeline import Pipeline
 from unimm.testing import tiny_model, tiny_tokenizer
 
 NUM_FILES = 24
@@ -99,6 +102,15 @@ def test_a_position_in_other_data_is_refused(
     fewer = {**data, "sources": data["sources"][:1]}
     with pytest.raises(UserError, match="not what the checkpoint was trained on"):
         UnifiedStage(config(model, fewer, tmp_path / "other")).load_state_dict(state)
+
+
+def test_a_cache_is_found_whatever_the_precision_of_the_run(tmp_path: Path) -> None:
+    """The cache is named by the weights as they are stored, in float32 here."""
+    model = tiny_world_model(tmp_path / "model")
+    recipe = ModelRecipe(init=model)
+    half = build_model(recipe, device=torch.device("cpu"), dtype=torch.bfloat16)
+    assert space_names(half, recipe).drawn == Pipeline.from_pretrained(model).space
+    assert latent_space_id(half) != Pipeline.from_pretrained(model).space  # or nothing was shown
 
 
 @pytest.mark.parametrize("row_length", [None, 260])
