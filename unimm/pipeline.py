@@ -231,7 +231,14 @@ class Pipeline:
         verifier: VerifierName | None = None,
         batch_size: int = 32,
     ) -> list[float]:
-        """Return how well each picture matches the prompt, as natural-log odds."""
+        """Return how well each picture matches the prompt, in natural-log units.
+
+        Args:
+            prompt: What the pictures should show.
+            pictures: Images or latents.
+            verifier: How they are scored; the model's default when None. ``yes_no`` gives log-odds.
+            batch_size: Most of them to read at once.
+        """
         name = verifier or self.model.config.sampling.verifier
         check_text("prompt", prompt)
         self.reader.check_prompt(prompt, verifier_sequence(name, self.reader, prompt))

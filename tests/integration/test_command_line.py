@@ -222,6 +222,13 @@ def test_pictures_and_latents_are_read_back(call: Call, model: str, folder: Path
     assert [row["file"] for row in scores] == ["a.safetensors", "a.png"]
     # The same latents under the same question: the score of the search itself.
     assert scores[0]["score"] == pytest.approx(document["candidates"][0]["score"], abs=1e-5)  # type: ignore[index]
+    files = ("a.safetensors", "--model", model, "--verifier")
+    described, both = (
+        call.json("verify", PROMPT, *files, name)["scores"][0]["score"]  # type: ignore[index]
+        for name in ("prompt_likelihood", "ensemble")
+    )
+    assert described < 0
+    assert both < scores[0]["score"]
     answer = call.json("ask", "a.safetensors", "what color is it?", "--model", model)
     assert list(answer) == ["image", "question", "answer"]
 
@@ -287,6 +294,8 @@ def test_a_conversation_goes_on_after_a_slip(
         (["verify", "star", "text.safetensors"], "no safetensors file or is damaged"),
         (["verify", "star", "foreign.safetensors", "-m", "MODEL"], "latent space elsewhere"),
         (["verify", "", "whole.png"], "the prompt is empty"),
+        (["verify", "star", "whole.png", "--verifier", "clip"], "yes_no, prompt_likelihood, ens"),
+        (["generate", "star", "--verifier", "clip"], "verifier must be one of yes_no"),
         (["info", "absent"], "there is no model directory absent"),
         (["convert", "absent", "folder.png"], "folder.png exists"),
         (["chat", "--pictures", "whole.png"], "it is a file"),

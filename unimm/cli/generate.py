@@ -21,7 +21,7 @@ from unimm.cli.output import print_json, progress_bar, stdout, stdout_kept_clean
 
 if TYPE_CHECKING:
     from unimm.generation import Generation
-    from unimm.options import SamplerName
+    from unimm.options import SamplerName, VerifierName
     from unimm.pipeline import Pipeline
 
 
@@ -55,6 +55,14 @@ def generate(
             metavar="NAME",
             help="`euler`, `heun` or `midpoint`; `official` repeats Scale-RAE's released sampler, "
             "errors included.",
+            show_default="the model's",
+        ),
+    ] = None,
+    verifier: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How candidates are scored: `yes_no`, `prompt_likelihood`, or `ensemble` of both.",
             show_default="the model's",
         ),
     ] = None,
@@ -102,6 +110,7 @@ def generate(
             exit_scale=exit_scale,
             # Any other text is refused, with the names that are known.
             sampler=cast("SamplerName | None", sampler),
+            verifier=cast("VerifierName | None", verifier),
             seed=seed,
         )
         with working("loading the model", quiet=as_json):

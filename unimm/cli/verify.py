@@ -1,7 +1,7 @@
 """``unimm verify``: how well pictures match a prompt."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -25,6 +25,14 @@ def verify(
         list[Path], typer.Argument(metavar="FILE...", help="Pictures or latents files.")
     ],
     *,
+    verifier: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="`yes_no`; `prompt_likelihood`, the mean log-probability of the prompt's tokens "
+            "as a description; `ensemble`, the log-odds plus the whole prompt's log-probability.",
+        ),
+    ] = "yes_no",
     model: ModelOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
@@ -34,19 +42,23 @@ def verify(
 ) -> None:
     """Score how well pictures match a prompt.
 
-    A score is the natural-log odds that the model gives to *yes*: 0 is undecided, +3 is 95% sure.
+    By default a score is the natural-log odds that the model gives to *yes*: 0 is undecided, +3 is
+    95% sure.
 
     **Example:** `unimm verify "a picture of a red circle" a.png b.png`
     """
     parse_prompt_argument(prompt)
     with stdout_kept_clean():
+        from unimm.options import VerifierName, check_choice
+
+        check_choice("verifier", verifier, get_args(VerifierName))
         sources = [read_input(file) for file in files]
         with working("loading the model", quiet=as_json):
             pipeline = load_pipeline(
                 model, device=device, dtype=dtype, quantize=quantize, offload=offload
             )
         inputs = [as_model_input(source, space=pipeline.space) for source in sources]
-        scores = pipeline.verify(prompt, inputs)
+        scores = pipeline.verify(prompt, inputs, verifier=cast("VerifierName", verifier))
     rows = [{"file": str(file), "score": score} for file, score in zip(files, scores, strict=True)]
     if as_json:
         print_json({"prompt": prompt, "scores": rows})
