@@ -55,7 +55,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
         )
         yield partial
-        partial.chmod(0o777 & ~_umask())
+        _give_usual_modes(partial)
         _replace_directory(partial, path)
     except BaseException as error:
         _discard(partial)
@@ -92,6 +92,13 @@ def check_new_directory(path: Path) -> None:
         raise UserError(f"{path} exists; name a directory that does not")
     if not path.absolute().parent.is_dir():
         raise UserError(f"there is no folder {path.absolute().parent}; create it first")
+
+
+def _give_usual_modes(directory: Path) -> None:
+    """Let others read what the umask lets them: safetensors writes for the owner alone."""
+    mask = _umask()
+    for path in (directory, *directory.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _replace_directory(new: Path, path: Path) -> None:

@@ -47,6 +47,12 @@ def test_files_are_those_of_the_format(directory: Path) -> None:
     assert (tree["model_type"], tree["format"]) == ("unimm", 1)
 
 
+def test_others_may_read_the_files_as_they_may_any_new_file(directory: Path) -> None:
+    (directory.parent / "usual").touch()
+    usual = (directory.parent / "usual").stat().st_mode
+    assert {path.stat().st_mode for path in directory.iterdir()} == {usual}
+
+
 def test_tied_weights_are_stored_once(pipeline: Pipeline, directory: Path) -> None:
     names = load_file(directory / WEIGHTS_NAME).keys()
     assert names == unique_state(pipeline.model).keys()
