@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from unimm.pipeline import Pipeline
 from unimm.roc import area_under_roc
 from unimm.scenes import Grammar, near_misses, questions
-from unimm.session import Picture
 
 from .samples import TrueSample
 
@@ -43,21 +43,19 @@ def measure_reading(
 ) -> Reading:
     """Ask questions about each picture, and whether its prompt or a near miss matches."""
     rng = np.random.default_rng([seed, _STREAM])
-    pictures: list[Picture] = [sample.picture for sample in samples]
-    if pipeline.model.vision is None:
-        pictures = list(pipeline.encode([sample.picture for sample in samples]))  # each only once
+    latents = list(pipeline.encode([sample.picture for sample in samples]))
     asked = [
         (i, question)
         for i, sample in enumerate(samples)
         for question in questions(sample.scene, sample.prompt, rng, grammar, per_picture)
     ]
-    answers = pipeline.ask_many([pictures[i] for i, _ in asked], [q.question for _, q in asked])
+    answers = pipeline.ask_many([latents[i] for i, _ in asked], [q.question for _, q in asked])
     outcomes = [
         (question.kind, question.answer, answer == question.answer)
         for (_, question), answer in zip(asked, answers, strict=True)
     ]
     by_kind = balanced(outcomes)
-    scores, truths = _match_scores(pipeline, samples, pictures, grammar, rng)
+    scores, truths = _match_scores(pipeline, samples, latents, grammar, rng)
     return Reading(
         count=len(outcomes),
         accuracy=float(np.mean([right for _, _, right in outcomes])),
@@ -82,17 +80,17 @@ def balanced(outcomes: Iterable[tuple[str, str, bool]]) -> dict[str, float]:
 def _match_scores(
     pipeline: Pipeline,
     samples: list[TrueSample],
-    pictures: list[Picture],
+    latents: list[Tensor],
     grammar: Grammar,
     rng: np.random.Generator,
 ) -> tuple[list[float], list[bool]]:
     """Score each picture against its own prompt and against one near miss."""
     scores: list[float] = []
     truths: list[bool] = []
-    for sample, picture in zip(samples, pictures, strict=True):
+    for sample, latent in zip(samples, latents, strict=True):
         wrong = near_misses(sample.prompt, sample.scene, rng, grammar)
         chosen = wrong[:1] if not wrong else [wrong[int(rng.integers(len(wrong)))]]
         for prompt, is_true in [(sample.prompt, True), *((w, False) for w in chosen)]:
-            scores += pipeline.verify(prompt.text, [picture], verifier="yes_no")
+            scores += pipeline.verify(prompt.text, [latent], verifier="yes_no")
             truths.append(is_true)
     return scores, truths
