@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-for-tests
 
-PROMPT ?= a picture of a red circle left of a blue square
+PROMPT ?= a picture of a blue circle and a red square
 SEED ?= 0
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

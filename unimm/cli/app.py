@@ -56,7 +56,7 @@ def unimm(
 
     **Examples**
 
-    - `unimm generate "a picture of a red circle left of a blue square" --best-of 8`
+    - `unimm generate "a picture of a blue circle and a red square" --best-of 8`
     - `unimm ask picture.png "what color is the circle?"`
     - `unimm chat`
     """

@@ -139,16 +139,22 @@ def default_path(prompt: str, seed: int) -> Path:
 
 
 def warn_if_unknown(pipeline: "Pipeline", prompt: str) -> None:
-    """Warn when the model was trained on a closed language and the prompt lies outside it."""
+    """Warn when the model was trained on a closed language and has not learned the prompt."""
     grammar = pipeline.model.config.grammar
     if grammar is None:
         return
-    from unimm.scenes import Grammar, parse_prompt
+    from unimm.scenes import Grammar, parse_prompt, split_of
 
     try:
-        parse_prompt(prompt, Grammar.from_dict(grammar))
+        split = split_of(parse_prompt(prompt, Grammar.from_dict(grammar)))
     except ValueError as error:
         warn(f"this model has not learned such a prompt, expect little of it: {error}")
+    else:
+        if split != "train":
+            warn(
+                f"this combination was held out of the training (split {split!r}), to see what the "
+                f"model makes of it: expect little"
+            )
 
 
 def write_results(
