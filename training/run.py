@@ -74,7 +74,6 @@ def _config_class(name: StageName) -> type[Any]:
             from .stages.reading import ReadingConfig
 
             return ReadingConfig
-
         case "joint":
             from .stages.joint import JointConfig
 
@@ -122,7 +121,6 @@ def _build(name: StageName, config: Any, ranks: Ranks) -> Stage:
             from .stages.reading import ReadingStage
 
             return ReadingStage(config, ranks)
-
         case "joint":
             from .stages.joint import JointStage
 

@@ -8,6 +8,7 @@ from typing import get_args
 import numpy as np
 import torch
 
+from unimm.generation import Generation
 from unimm.options import GenerationOptions, VerifierName
 from unimm.pipeline import Pipeline
 from unimm.roc import area_under_roc
@@ -100,10 +101,25 @@ def draw_outcomes(
                 skill=prompt.skill,
                 right=tuple(judge(prompt, detect(np.asarray(p))).correct for p in pictures),
                 scores={
-                    name: tuple(pipeline.verify(prompt.text, latents, verifier=name))
+                    name: _scores(pipeline, generation, name, searched_by=options.verifier)
                     for name in get_args(VerifierName)
                 },
             )
+
+
+def _scores(
+    pipeline: Pipeline,
+    generation: Generation,
+    verifier: VerifierName,
+    *,
+    searched_by: VerifierName | None,
+) -> tuple[float, ...]:
+    """Return a verifier's scores of all candidates; the search has those of its own already."""
+    known = [c.score for c in generation.candidates if c.score is not None]
+    if verifier == searched_by and len(known) == len(generation.candidates):
+        return tuple(known)
+    latents = torch.stack([c.latents for c in generation.candidates])
+    return tuple(pipeline.verify(generation.prompt, latents, verifier=verifier))
 
 
 def summarise(outcomes: Sequence[PromptOutcome], *, singles: int = 4) -> Drawing:

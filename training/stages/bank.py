@@ -46,6 +46,14 @@ class BankConfig:
     num_steps: int = 12
     guidance_scales: tuple[float, ...] = (1.5, 2.5, 3.5)
 
+    def __post_init__(self) -> None:
+        counts = ("every", "num_prompts", "pictures_per_prompt", "capacity", "rows", "num_steps")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.guidance_scales:
+            raise ValueError("guidance_scales must hold at least one scale, such as [2.5]")
+
 
 class PictureBank:
     """Latents with the prompt they were made for and whether they match it; the newest are kept."""

@@ -8,7 +8,7 @@ _OPENING = ["a", "picture", "of"]
 
 _JOINS = {("and",): None} | {tuple(relation.split()): relation for relation in RELATIONS}
 
-_EXAMPLE = "a picture of a red circle left of a blue square"
+_EXAMPLE = "a picture of a blue circle and a red square"
 
 
 def parse_prompt(text: str, grammar: Grammar) -> Prompt:

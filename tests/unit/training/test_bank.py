@@ -1,10 +1,12 @@
 """The verifier's pool of judged pictures."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from training.stages.bank import PictureBank, judge_latents
+from training.stages.bank import BankConfig, PictureBank, judge_latents
 from unimm.latents import PatchLatents
 from unimm.scenes import Grammar, Prompt, render, sample_prompt, sample_scene
 
@@ -71,6 +73,15 @@ def test_a_restored_empty_bank_is_empty() -> None:
     assert len(restored) == 0
     fill(restored, range(3))
     assert set(drawn_numbers(restored, 20)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", ["every", "num_prompts", "pictures_per_prompt", "rows"])
+def test_a_bank_that_never_draws_is_refused(name: str) -> None:
+    settings: dict[str, Any] = {name: 0}
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        BankConfig(**settings)
+    with pytest.raises(ValueError, match="guidance_scales must hold at least one"):
+        BankConfig(guidance_scales=())
 
 
 def test_pictures_are_judged_by_their_own_prompts() -> None:

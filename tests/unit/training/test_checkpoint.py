@@ -1,11 +1,9 @@
 """Checkpoints of a run survive whatever ends it."""
 
 import os
-import resource
 import shutil
 import signal
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +91,6 @@ def test_a_corrupt_one_is_named_with_a_way_out_that_works(tmp_path: Path, damage
         load_latest(tmp_path)
     shutil.rmtree(broken)
     assert latest_step(tmp_path) == 1
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Let no file grow beyond 10 kB, which fails in the same place as a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.usefixtures("small_files")

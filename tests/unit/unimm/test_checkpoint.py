@@ -1,8 +1,6 @@
 """A model directory: whole, strict, and bit for bit what was saved."""
 
 import json
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -164,15 +162,6 @@ def test_a_failed_save_leaves_the_old_model(
         pipeline.save_pretrained(directory)
     assert (directory / WEIGHTS_NAME).read_bytes() == before
     assert [path.name for path in directory.parent.iterdir()] == ["model"]
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Let no file grow beyond 10 kB, which fails in the same place as a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.usefixtures("small_files")
