@@ -1,7 +1,7 @@
 """Batches of the joint stage: drawing, reading and matching, as a pure function of the step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,11 +11,21 @@ from unimm.chat import ChatTemplate, Segment
 from unimm.layout import Layout
 from unimm.model import UniMM
 from unimm.packing import Fork
-from unimm.scenes import Grammar, Prompt, dense_caption, questions, sample_prompt, sample_scene
+from unimm.scenes import (
+    KINDS,
+    SKILLS,
+    Grammar,
+    Prompt,
+    dense_caption,
+    questions,
+    sample_scene,
+)
 
 from .reading import conversations
 from .scenes import (
     SceneSample,
+    check_weights,
+    draw_prompt,
     match_case,
     render_samples,
     sample_scenes,
@@ -51,6 +61,9 @@ class JointBatchConfig:
         matching_length: Positions of a matching row.
         reading_length: Positions of a row of questions or a chat.
         request_share: Share of prompts worded as a request in a chat, such as "draw a ...".
+        skill_weights: Weights of the prompts' skills, 1 where nothing is said.
+        question_tries: How often a picture is tried for a question of each kind, 1 where
+            nothing is said.
     """
 
     num_prompts: int = 32
@@ -66,8 +79,12 @@ class JointBatchConfig:
     matching_length: int = 52
     reading_length: int = 240
     request_share: float = 0.15
+    skill_weights: dict[str, float] = field(default_factory=dict)
+    question_tries: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_weights("skill_weights", self.skill_weights, SKILLS)
+        check_weights("question_tries", self.question_tries, KINDS)
         if not 0 < self.matching_rows <= self.num_prompts:
             raise ValueError(
                 f"matching_rows must be from 1 to num_prompts ({self.num_prompts}), "
@@ -112,7 +129,7 @@ def joint_batch(
 ) -> JointBatch:
     """Return the batch of a step."""
     rng = step_rng(seed, STREAM, step)
-    prompts = [sample_prompt(rng, grammar) for _ in range(config.num_prompts)]
+    prompts = [draw_prompt(rng, grammar, config.skill_weights) for _ in range(config.num_prompts)]
     drawn = [
         SceneSample(prompt, sample_scene(rng, grammar, prompt))
         for prompt in prompts
@@ -121,7 +138,7 @@ def joint_batch(
     drawing = [template.draw(request(p, rng, config.request_share), reply=p.text) for p in prompts]
     firsts = drawn[:: config.pictures_per_prompt][: config.matching_rows]
     cases = [match_case(sample, rng, grammar) for sample in firsts]
-    read = sample_scenes(rng, grammar, config.num_read)
+    read = sample_scenes(rng, grammar, config.num_read, config.skill_weights)
     return JointBatch(
         pictures=render_samples([*drawn, *read]),
         drawing=model.lay_out(
@@ -158,6 +175,7 @@ def _reading_rows(
             num_questions=config.num_questions,
             caption_share=config.caption_share,
             prompt_share=config.prompt_share,
+            question_tries=config.question_tries,
         )
         for sample in samples[:num_asked]
     ]

@@ -1,5 +1,6 @@
 """Batches of the reading stage: questions, descriptions and matching about true pictures."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,16 +74,25 @@ def reading_batch(
     rng = step_rng(seed, STREAM, step)
     asked = sample_scenes(rng, grammar, config.num_pictures)
     matched = sample_scenes(rng, grammar, config.matching_rows)
-    shares = {"caption_share": config.caption_share, "prompt_share": config.prompt_share}
-    rows = [
-        [conversations(s, template, rng, grammar, num_questions=config.num_questions, **shares)]
-        for s in asked
+    forks = [
+        conversations(
+            sample,
+            template,
+            rng,
+            grammar,
+            num_questions=config.num_questions,
+            caption_share=config.caption_share,
+            prompt_share=config.prompt_share,
+        )
+        for sample in asked
     ]
     cases = [match_case(sample, rng, grammar) for sample in matched]
     matching = [template.verify(case.text, answer=case.is_match) for case in cases]
     return ReadingBatch(
         pictures=render_samples([*asked, *matched]),
-        reading=model.lay_out_packed(rows, pad_id=template.pad_id, length=config.reading_length),
+        reading=model.lay_out_packed(
+            [[fork] for fork in forks], pad_id=template.pad_id, length=config.reading_length
+        ),
         matching=model.lay_out(
             matching, pad_id=template.pad_id, length=config.matching_length, padding_side="right"
         ),
@@ -98,9 +108,12 @@ def conversations(
     num_questions: int,
     caption_share: float,
     prompt_share: float,
+    question_tries: Mapping[str, float] | None = None,
 ) -> Fork:
     """Return questions and descriptions of one picture, blind to each other."""
-    asked = questions(sample.scene, sample.prompt, rng, grammar, num_questions)
+    asked = questions(
+        sample.scene, sample.prompt, rng, grammar, num_questions, tries=question_tries
+    )
     turns: list[list[Segment]] = [template.ask(q.question, answer=q.answer) for q in asked]
     if rng.random() < caption_share:
         turns.append(template.describe(answer=dense_caption(sample.scene, rng)))

@@ -1,6 +1,6 @@
 """Pictures, texts and conversations from the miniature world, as a pure function of the step."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from unimm.chat import ChatTemplate, Segment
 from unimm.chat_style import ChatStyle
 from unimm.scenes import (
+    SKILLS,
     Grammar,
     Prompt,
     Scene,
@@ -37,10 +38,41 @@ def step_rng(seed: int, stream: int, step: int) -> np.random.Generator:
     return np.random.default_rng([seed, stream, step])
 
 
-def sample_scenes(rng: np.random.Generator, grammar: Grammar, count: int) -> list[SceneSample]:
-    """Return training samples: skills in equal shares, held-out combinations never."""
-    prompts = [sample_prompt(rng, grammar) for _ in range(count)]
+def draw_prompt(
+    rng: np.random.Generator, grammar: Grammar, skill_weights: Mapping[str, float] | None = None
+) -> Prompt:
+    """Return a training prompt: skills in equal shares, or by weight (1 where none is given)."""
+    if not skill_weights:
+        return sample_prompt(rng, grammar)
+    weights = np.array([skill_weights.get(skill, 1.0) for skill in SKILLS])
+    skill = SKILLS[int(rng.choice(len(SKILLS), p=weights / weights.sum()))]
+    return sample_prompt(rng, grammar, skill=skill)
+
+
+def sample_scenes(
+    rng: np.random.Generator,
+    grammar: Grammar,
+    count: int,
+    skill_weights: Mapping[str, float] | None = None,
+) -> list[SceneSample]:
+    """Return training samples, held-out combinations never; skills as ``draw_prompt`` has it."""
+    prompts = [draw_prompt(rng, grammar, skill_weights) for _ in range(count)]
     return [SceneSample(prompt, sample_scene(rng, grammar, prompt)) for prompt in prompts]
+
+
+def check_weights(name: str, weights: Mapping[str, float], known: Sequence[str]) -> None:
+    """Refuse weights of what does not exist, negative ones, and none that is positive.
+
+    Raises:
+        ValueError: naming the entry.
+    """
+    for key, weight in weights.items():
+        if key not in known:
+            raise ValueError(f"{name} has no {key!r}; choose from {', '.join(known)}")
+        if not weight >= 0:
+            raise ValueError(f"{name}.{key} must not be negative, got {weight}")
+    if not any(weights.get(key, 1) for key in known):
+        raise ValueError(f"{name} leaves nothing: one of {', '.join(known)} must be positive")
 
 
 def render_samples(samples: Sequence[SceneSample]) -> UInt8[Tensor, "B 3 height width"]:

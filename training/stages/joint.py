@@ -22,7 +22,7 @@ from unimm.config_io import from_dict, to_dict
 from unimm.layout import Layout, stack_layouts
 from unimm.model import UniMM
 from unimm.roc import area_under_roc
-from unimm.scenes import Grammar, Prompt, load_prompts, sample_prompt, sample_scene
+from unimm.scenes import Grammar, Prompt, load_prompts, sample_scene
 from unimm.tokenizer import load_tokenizer
 
 from ..build import compile_blocks, merged
@@ -35,7 +35,14 @@ from ..data.joint import (
     matching_layout,
     tile_states,
 )
-from ..data.scenes import CachedTemplate, SceneSample, pixels_of, render_samples, step_rng
+from ..data.scenes import (
+    CachedTemplate,
+    SceneSample,
+    draw_prompt,
+    pixels_of,
+    render_samples,
+    step_rng,
+)
 from ..engine import LocalEngine
 from ..fast_attention import use_fast_attention
 from ..fast_norm import use_fast_norms
@@ -177,7 +184,10 @@ class JointStage:
         if step < bank.start or step % bank.every:
             return
         rng = step_rng(self.config.run.seed, STREAM, self.ranks.place(step))
-        asked = [sample_prompt(rng, self.grammar) for _ in range(bank.num_prompts)]
+        asked = [
+            draw_prompt(rng, self.grammar, self.config.batch.skill_weights)
+            for _ in range(bank.num_prompts)
+        ]
         prompts = [prompt for prompt in asked for _ in range(bank.pictures_per_prompt)]
         generator = Generator(self.device).manual_seed(int(rng.integers(2**62)))
         scale = bank.guidance_scales[(step // bank.every) % len(bank.guidance_scales)]

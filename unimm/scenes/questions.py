@@ -5,7 +5,7 @@ answer is common is asked more rarely (`balance`).
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -45,18 +45,34 @@ _T = TypeVar("_T")
 
 
 def questions(
-    scene: Scene, prompt: Prompt, rng: np.random.Generator, grammar: Grammar, count: int
+    scene: Scene,
+    prompt: Prompt,
+    rng: np.random.Generator,
+    grammar: Grammar,
+    count: int,
+    *,
+    tries: Mapping[str, float] | None = None,
 ) -> list[Question]:
     """Return this many questions: of different kinds first, then more yes/no questions.
 
     Questions on a training picture never word a held-out pair or triple: a "no" would teach
     that it is wrong.
+
+    Args:
+        scene: What the picture shows.
+        prompt: What it was made for.
+        rng: Source of chance.
+        grammar: The world's words.
+        count: Number of questions.
+        tries: How often each kind is tried, once where nothing is said; half a try is one in
+            every second picture.
     """
     shapes = Counter(one.shape for one in scene.objects)
     singles = tuple(one for one in scene.objects if shapes[one.shape] == 1)
     subject = _Subject(scene, prompt, grammar, split_of(prompt) == "train", singles)
-    # One try of each kind: trying again what was left out for balance would undo the balance.
-    asked = [q for kind in KINDS if (q := _ask(kind, subject, rng)) is not None]
+    # A number of tries that is fixed: trying until something fits would undo the balance.
+    tried = [kind for kind in KINDS for _ in range(_whole((tries or {}).get(kind, 1), rng))]
+    asked = [q for kind in tried if (q := _ask(kind, subject, rng)) is not None]
     keys = [rng.random() / (2 if q.kind in _COUNTS else 1) for q in asked]
     chosen = [asked[k] for k in sorted(range(len(asked)), key=keys.__getitem__)[:count]]
     while len(chosen) < count:
@@ -64,6 +80,12 @@ def questions(
         if extra is not None:
             chosen.append(extra)
     return chosen
+
+
+def _whole(number: float, rng: np.random.Generator) -> int:
+    """Round up or down by chance, so that the mean is kept."""
+    rest = number % 1
+    return int(number) + (1 if rest and rng.random() < rest else 0)
 
 
 def _ask(kind: str, subject: _Subject, rng: np.random.Generator) -> Question | None:

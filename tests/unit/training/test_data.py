@@ -17,7 +17,14 @@ import training.data.reading
 import training.stages.vision
 from training.data.joint import JointBatchConfig, joint_batch, tile_states
 from training.data.reading import ReadingBatchConfig, reading_batch
-from training.data.scenes import SceneSample, match_case, pad_token_ids, sample_scenes, step_rng
+from training.data.scenes import (
+    SceneSample,
+    draw_prompt,
+    match_case,
+    pad_token_ids,
+    sample_scenes,
+    step_rng,
+)
 from training.stages.vision import VisionStage
 from unimm.chat import Segment
 from unimm.layout import Layout, sequence_length
@@ -313,6 +320,29 @@ def test_a_matching_row_reads_the_first_picture_of_its_prompt(
         prompt = parse_prompt(found[0], vision_stage.grammar)
         is_right = judge(prompt, sample.scene.objects).correct
         assert row.split()[-1] == ("yes" if is_right else "no"), row
+
+
+def test_skills_come_by_their_weights() -> None:
+    rng, weights = step_rng(0, 1, 2), {"position": 3.0, "colors": 0.0}
+    drawn = Counter(draw_prompt(rng, Grammar.small(), weights).skill for _ in range(3000))
+    assert drawn["colors"] == 0
+    share = 3 / 7  # of weights 3 + 0 + 4 x 1
+    assert abs(drawn["position"] / 3000 - share) < 4 * (share * (1 - share) / 3000) ** 0.5
+    assert set(drawn) == set(SKILLS) - {"colors"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"skill_weights": {"colours": 1.0}}, "skill_weights has no 'colours'"),
+        ({"skill_weights": dict.fromkeys(SKILLS, 0.0)}, "skill_weights leaves nothing"),
+        ({"question_tries": {"size": -1.0}}, "question_tries.size must not be negative, got -1.0"),
+        ({"question_tries": {"size": float("nan")}}, "must not be negative, got nan"),
+    ],
+)
+def test_wrong_weights_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        JointBatchConfig(**settings)
 
 
 def test_query_states_stand_beside_their_pictures() -> None:

@@ -24,16 +24,23 @@ from unimm.scenes.heldout import HELD_PAIRS, HELD_TRIPLES
 
 FULL, SMALL = Grammar.full(), Grammar.small()
 NUMBERS = ["zero", "one", "two", "three", "four", "five"]
+MORE_OF_SOME = {"is_relation": 4, "what_relation": 3, "count_shape": 3, "background": 0.3}
 Asked = list[tuple[Prompt, Scene, list[Question]]]
 
 
-def ask(grammar: Grammar, scenes: int, count: int, split: str = "train") -> Asked:
+def ask(
+    grammar: Grammar,
+    scenes: int,
+    count: int,
+    split: str = "train",
+    tries: dict[str, float] | None = None,
+) -> Asked:
     rng = np.random.default_rng(0)
     asked = []
     for _ in range(scenes):
         prompt = sample_prompt(rng, grammar, split)
         scene = sample_scene(rng, grammar, prompt)
-        asked.append((prompt, scene, questions(scene, prompt, rng, grammar, count)))
+        asked.append((prompt, scene, questions(scene, prompt, rng, grammar, count, tries=tries)))
     return asked
 
 
@@ -102,6 +109,24 @@ def test_there_are_as_many_questions_as_asked_for(count: int) -> None:
     assert all(len(some) == count for *_, some in ask(FULL, 50, count))
 
 
+def test_kinds_are_asked_as_often_as_they_are_tried() -> None:
+    pictures = [(scene, prompt) for prompt, scene, _ in ask(FULL, 2500, 0)]
+
+    def kinds(tries: dict[str, float] | None) -> Counter[str]:
+        rng = np.random.default_rng(1)
+        return Counter(
+            q.kind for picture in pictures for q in questions(*picture, rng, FULL, 30, tries=tries)
+        )
+
+    plain = kinds(None)
+    weighted = kinds({"is_relation": 3, "background": 0.25, "size": 0})
+    # Four standard errors of about 1000 and 3000 draws.
+    assert weighted["is_relation"] == pytest.approx(3 * plain["is_relation"], rel=0.15)
+    assert plain["background"] == 2500
+    assert weighted["background"] == pytest.approx(625, abs=4 * (2500 * 0.25 * 0.75) ** 0.5)
+    assert weighted["size"] == 0
+
+
 def test_few_questions_are_of_different_kinds() -> None:
     for *_, some in ask(FULL, 200, 3):
         assert len({q.kind for q in some}) == 3
@@ -109,10 +134,11 @@ def test_few_questions_are_of_different_kinds() -> None:
 
 @pytest.mark.parametrize("grammar", [FULL, SMALL], ids=["full", "small"])
 @pytest.mark.parametrize("count", [2, 6])
-def test_answers_are_balanced(grammar: Grammar, count: int) -> None:
+@pytest.mark.parametrize("tries", [None, MORE_OF_SOME], ids=["alike", "more of some"])
+def test_answers_are_balanced(grammar: Grammar, count: int, tries: dict[str, float] | None) -> None:
     """No answer is more than 1.35 times as frequent as its kind's mean answer, none below half."""
     answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for *_, asked in ask(grammar, 6000 // count, count):
+    for *_, asked in ask(grammar, 6000 // count, count, tries=tries):
         for one in asked:
             answers[one.kind][one.answer] += 1
     for kind, found in answers.items():
