@@ -4,10 +4,11 @@ import base64
 import binascii
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -106,6 +107,11 @@ def shrink(image: Image.Image, max_pixels: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
+def is_url(source: str) -> bool:
+    """Return whether a text names a picture on another machine."""
+    return _scheme(source) in ("http", "https")
+
+
 def _scheme(source: str) -> str:
     """Return what kind of text names a picture: file, data, http or https."""
     scheme, colon, _ = source[:8].partition(":")
@@ -130,14 +136,16 @@ def _from_data_uri(source: str, options: SourceOptions, name: str) -> bytes:
 def _fetch(url: str, options: SourceOptions, name: str) -> bytes:
     if not options.allow_urls:
         raise ImageError(
-            f"{name}: URLs are not fetched unless allowed (allow_urls); download {url[:100]} and "
-            f"name the file"
+            f"{name}: URLs are not fetched unless allowed (allow_urls, --allow-urls); allow it, or "
+            f"download {url[:100]} and name the file"
         )
     request = urllib.request.Request(url, headers={"User-Agent": "unimm"})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
             content: bytes = response.read(options.max_bytes + 1)
-    except (URLError, OSError, ValueError) as error:
+    except (URLError, HTTPException, OSError, ValueError) as error:
+        if isinstance(error, HTTPError):  # it is the answer, too, with its connection
+            error.close()
         raise ImageError(f"{name}: cannot fetch {url[:200]}: {error}") from None
     return _bounded(content, options, name)
 

@@ -1,12 +1,12 @@
 """``unimm ask``: a question about a picture."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from unimm.cli.inputs import as_model_input, read_input
 from unimm.cli.options import (
+    AllowUrlsOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -20,7 +20,9 @@ from unimm.errors import UserError
 
 
 def ask(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A picture or a latents file.")],
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="A picture (file or URL) or a latents file.")
+    ],
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.")],
     *,
     model: ModelOption = None,
@@ -28,6 +30,7 @@ def ask(
     dtype: DtypeOption = "float32",
     quantize: QuantizeOption = None,
     offload: OffloadOption = False,
+    allow_urls: AllowUrlsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about a picture.
@@ -37,13 +40,13 @@ def ask(
     if not question.strip():
         raise UserError("the question is empty; say what to ask")
     with stdout_kept_clean():
-        source = read_input(image)
+        source = read_input(image, allow_urls=allow_urls)
         with working("loading the model", quiet=as_json):
             pipeline = load_pipeline(
                 model, device=device, dtype=dtype, quantize=quantize, offload=offload
             )
         answer = pipeline.ask(as_model_input(source, space=pipeline.space), question)
     if as_json:
-        print_json({"image": str(image), "question": question, "answer": answer})
+        print_json({"image": image, "question": question, "answer": answer})
     else:
         stdout.print(answer, markup=False)

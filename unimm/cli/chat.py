@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unimm.cli.inputs import read_picture
 from unimm.cli.options import (
+    AllowUrlsOption,
     DeviceOption,
     DtypeOption,
     ModelOption,
@@ -54,6 +56,7 @@ def chat(
     dtype: DtypeOption = "float32",
     quantize: QuantizeOption = None,
     offload: OffloadOption = False,
+    allow_urls: AllowUrlsOption = False,
 ) -> None:
     """Talk with the model; it draws when you ask it to, and can look at what it drew.
 
@@ -73,7 +76,10 @@ def chat(
         )
         session = pipeline.chat(options)
     stderr.print("Say what to draw, or ask. /help lists the commands.", style="dim")
-    converse(Conversation(pipeline=pipeline, session=session, folder=folder), read_line)
+    conversation = Conversation(
+        pipeline=pipeline, session=session, folder=folder, allow_urls=allow_urls
+    )
+    converse(conversation, read_line)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -84,6 +90,7 @@ class Conversation:
         pipeline: The model.
         session: What the model remembers.
         folder: Where its pictures are saved.
+        allow_urls: Whether pictures are fetched from URLs.
         attached: Pictures that go with the next message.
         history: What was said, one entry a line.
         num_saved: Pictures saved so far.
@@ -92,6 +99,7 @@ class Conversation:
     pipeline: "Pipeline"
     session: "ChatSession"
     folder: Path
+    allow_urls: bool = False
     attached: "list[Image]" = field(default_factory=list)
     history: list[str] = field(default_factory=list)
     num_saved: int = 0
@@ -187,9 +195,7 @@ def _obey(conversation: Conversation, line: str) -> None:
 
 
 def _attach(conversation: Conversation, argument: str) -> None:
-    from unimm.image import read_image
-
     if not argument:
         raise UserError("name a picture: /image FILE")
-    conversation.attached.append(read_image(Path(argument).expanduser()))
+    conversation.attached.append(read_picture(argument, allow_urls=conversation.allow_urls))
     stdout.print(f"{argument} goes with your next message", markup=False)

@@ -12,16 +12,15 @@ if TYPE_CHECKING:
     from unimm.latents_file import LatentsFile
 
 
-def read_input(path: Path) -> "Image | LatentsFile":
-    """Return the picture, or the latents of one picture, in a file.
+def read_input(name: str, *, allow_urls: bool = False) -> "Image | LatentsFile":
+    """Return the picture, or the latents of one picture, in a file; a picture also from a URL.
 
     Raises:
-        UserError: The file is neither, or holds the latents of several pictures.
+        UserError: It is neither, holds the latents of several pictures, or is a URL and none may
+            be fetched.
     """
-    if path.suffix.lower() != ".safetensors":
-        from unimm.image import read_image
-
-        return read_image(path)
+    if (path := Path(name)).suffix.lower() != ".safetensors":
+        return read_picture(name, allow_urls=allow_urls)
     from unimm.latents_file import load_latents
 
     file = load_latents(path)
@@ -29,6 +28,21 @@ def read_input(path: Path) -> "Image | LatentsFile":
         count = len(file.latents)
         raise UserError(f"{path} holds the latents of {count} pictures; name a file of one")
     return file
+
+
+def read_picture(name: str, *, allow_urls: bool = False) -> "Image":
+    """Return the picture in a file or at a URL.
+
+    Raises:
+        UserError: There is none, or it is a URL and none may be fetched.
+    """
+    from unimm.picture_sources import SourceOptions, is_url, read_source
+
+    if is_url(name):
+        return read_source(name, SourceOptions(allow_urls=allow_urls), name="picture")
+    from unimm.image import read_image
+
+    return read_image(Path(name).expanduser())
 
 
 def as_model_input(source: "Image | LatentsFile", *, space: str) -> "Image | Tensor":

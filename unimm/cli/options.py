@@ -33,6 +33,9 @@ QuantizeOption = Annotated[
 OffloadOption = Annotated[
     bool, typer.Option("--offload", help="Keep tower and decoder on the CPU until they are used.")
 ]
+AllowUrlsOption = Annotated[
+    bool, typer.Option("--allow-urls", help="Fetch pictures that are named by an http(s) URL.")
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")
 ]

@@ -1,12 +1,12 @@
 """``unimm verify``: how well pictures match a prompt."""
 
-from pathlib import Path
 from typing import Annotated, cast, get_args
 
 import typer
 
 from unimm.cli.inputs import as_model_input, read_input
 from unimm.cli.options import (
+    AllowUrlsOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -22,7 +22,8 @@ from unimm.cli.output import print_json, stdout, stdout_kept_clean, working
 def verify(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What they should show.")],
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Pictures or latents files.")
+        list[str],
+        typer.Argument(metavar="FILE...", help="Pictures (files or URLs) or latents files."),
     ],
     *,
     verifier: Annotated[
@@ -38,6 +39,7 @@ def verify(
     dtype: DtypeOption = "float32",
     quantize: QuantizeOption = None,
     offload: OffloadOption = False,
+    allow_urls: AllowUrlsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score how well pictures match a prompt.
@@ -52,14 +54,14 @@ def verify(
         from unimm.options import VerifierName, check_choice
 
         check_choice("verifier", verifier, get_args(VerifierName))
-        sources = [read_input(file) for file in files]
+        sources = [read_input(file, allow_urls=allow_urls) for file in files]
         with working("loading the model", quiet=as_json):
             pipeline = load_pipeline(
                 model, device=device, dtype=dtype, quantize=quantize, offload=offload
             )
         inputs = [as_model_input(source, space=pipeline.space) for source in sources]
         scores = pipeline.verify(prompt, inputs, verifier=cast("VerifierName", verifier))
-    rows = [{"file": str(file), "score": score} for file, score in zip(files, scores, strict=True)]
+    rows = [{"file": file, "score": score} for file, score in zip(files, scores, strict=True)]
     if as_json:
         print_json({"prompt": prompt, "scores": rows})
         return
