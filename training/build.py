@@ -36,7 +36,7 @@ class ModelRecipe:
         language: Whether all of the language model is trained, nothing, or low-rank additions.
         lora: Size of the additions.
         attention: ``attn_implementation`` of transformers: ``sdpa``, ``eager``,
-            ``flash_attention_2`` (when installed) or ``flex_attention``.
+            ``flash_attention_2`` (with the extra flash) or ``flex_attention``.
         checkpoint_activations: Compute the inside of each block again in the backward pass.
         compile_blocks: Compile each block of the language model and the DiT.
     """

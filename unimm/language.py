@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from unimm.errors import ConfigError
+from unimm.errors import ConfigError, MissingExtraError
+from unimm.packed_attention import packed_arguments
 from unimm.packing import Packing
 
 
@@ -24,6 +25,10 @@ def build_language_model(config: dict[str, Any], *, attention: str = "sdpa") -> 
         config: What ``config.json`` of the model holds, with its ``model_type``.
         attention: ``attn_implementation`` of transformers: ``sdpa``, ``eager``,
             ``flash_attention_2`` (when installed) or ``flex_attention``.
+
+    Raises:
+        ConfigError: There is no such model or attention.
+        MissingExtraError: Flash attention is asked for and not installed.
     """
     settings = dict(config)
     model_type = settings.pop("model_type", None)
@@ -36,6 +41,10 @@ def build_language_model(config: dict[str, Any], *, attention: str = "sdpa") -> 
         raise ConfigError(
             f"language: cannot build a causal language model of type {model_type!r}: {reason}"
         ) from error
+    except ImportError as error:
+        if "flash" not in attention:
+            raise
+        raise MissingExtraError(f"flash-attn, for {attention},", extra="flash") from error
     return model
 
 
@@ -133,11 +142,12 @@ class LanguageModel:
             embeds: Input embeddings.
             packing: Who sees whom.
         """
+        attention = self.model.config._attn_implementation  # noqa: SLF001 - it has no other name
         output = self.model.base_model(
             inputs_embeds=embeds,
-            attention_mask=packing.bias(embeds.dtype),
             position_ids=packing.position,
             use_cache=False,
+            **packed_arguments(packing, attention, embeds.dtype),
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
