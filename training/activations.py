@@ -11,6 +11,7 @@ Shape legend:
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import torch
@@ -32,12 +33,14 @@ class MicroBatch:
         length: Positions of each.
         tokens: Supervised tokens in all.
         drawn: Pictures times the times drawn for each.
+        loss_chunks: Parts that the logits are computed in.
     """
 
     rows: int
     length: int
     tokens: int
     drawn: int
+    loss_chunks: int = 1
 
 
 @dataclass(slots=True)
@@ -68,24 +71,41 @@ class Kept:
 def activation_bytes(model: UniMM, batch: MicroBatch, *, is_checkpointed: bool) -> int:
     """Return the memory of activations when the backward pass begins.
 
-    What the forward pass keeps, and beside it the larger of the logits' gradient and what one
-    checkpointed block computes again. Attention counts as fused: its weights are never kept.
+    What the forward pass keeps, and beside it the most that is there besides for a while: the
+    logits and their gradient, or what one checkpointed block computes again. Attention counts as
+    fused: its weights are never kept.
 
     Args:
         model: On the ``meta`` device, in the precision of the run, its trained parts marked.
         batch: A micro-batch.
         is_checkpointed: Whether the blocks compute their activations again.
     """
-    vocab_size: int = model.lm.model.get_output_embeddings().weight.shape[0]
-    logits = model.dtype.itemsize * batch.tokens * vocab_size
+    logits, gradient = _logit_bytes(model, ceil(batch.tokens / batch.loss_chunks))
+    kept, passing = logits, gradient
+    if batch.loss_chunks > 1:  # then the states that the logits are computed from are kept
+        kept, passing = model.dtype.itemsize * batch.tokens * model.lm.hidden_dim, logits + gradient
     language, again_language = _language_bytes(model, batch)
     drawing, again_drawing = _drawing_bytes(model, batch.drawn)
     again = max(again_language, again_drawing) if is_checkpointed else 0
-    return language + drawing + max(logits, again)
+    return language + drawing + kept + max(passing, again)
+
+
+def _logit_bytes(model: UniMM, tokens: int) -> tuple[int, int]:
+    """Return what the cross-entropy of some tokens keeps, and the gradient of their logits."""
+    hidden = torch.empty((tokens, model.lm.hidden_dim), dtype=model.dtype, device="meta")
+    targets = torch.empty(tokens, dtype=torch.long, device="meta")
+
+    def run() -> None:
+        logits = model.lm.logits(hidden.requires_grad_())
+        nn.functional.cross_entropy(logits, targets, reduction="none")
+
+    kept, _ = _measure(model, [], run, (tokens,) * 2)
+    vocab_size: int = model.lm.model.get_output_embeddings().weight.shape[0]
+    return kept, model.dtype.itemsize * tokens * vocab_size
 
 
 def _language_bytes(model: UniMM, batch: MicroBatch) -> tuple[int, int]:
-    """Return what reading and writing text keeps, and what its largest block computes again."""
+    """Return what reading text keeps, and what its largest block computes again."""
     embeds = torch.empty(
         (batch.rows, batch.length, model.lm.hidden_dim), dtype=model.dtype, device="meta"
     ).requires_grad_()  # through the queries' embeddings
@@ -95,12 +115,9 @@ def _language_bytes(model: UniMM, batch: MicroBatch) -> tuple[int, int]:
     positions = torch.arange(batch.length, device="meta")[None]
 
     def run() -> None:
-        output = model.lm.model.base_model(
+        model.lm.model.base_model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
         )
-        logits = model.lm.logits(output.last_hidden_state.flatten(0, 1)[: batch.tokens])
-        targets = torch.empty(len(logits), dtype=torch.long, device="meta")
-        nn.functional.cross_entropy(logits, targets, reduction="none")
 
     layers = [block for block in blocks(model) if block in set(model.language.modules())]
     return _measure(model, layers, run, (batch.length,) * 2)

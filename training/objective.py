@@ -45,6 +45,8 @@ class ObjectiveConfig:
             of the miniature world, captions) that are read with the generator's predictions of
             them from random times on the sampler's way, so that a search can trust what the model
             says of an unfinished picture.
+        loss_chunks: Parts that the supervised tokens' logits are computed in, each once more in
+            the backward pass; a micro-batch then never holds more than one part's.
         alignment: Of answers about imperfect pictures with those about clean ones.
     """
 
@@ -53,11 +55,13 @@ class ObjectiveConfig:
     times_per_picture: int = 1
     read_noise: float = 0.0
     read_back_share: float = 0.0
+    loss_chunks: int = 1
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
 
     def __post_init__(self) -> None:
-        if self.times_per_picture < 1:
-            raise ValueError(f"times_per_picture must be at least 1, got {self.times_per_picture}")
+        for name in ("times_per_picture", "loss_chunks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if min(self.flow_weight, self.text_weight, self.read_noise) < 0:
             raise ValueError(
                 f"flow_weight ({self.flow_weight}), text_weight ({self.text_weight}) and "
@@ -170,7 +174,7 @@ class JointObjective(nn.Module):
         if imperfect is not None and imperfect.rows.read_back is not None:
             read = self._read_back(read, imperfect.rows.read_back, imperfect)
         hidden = self.model(layout, read)
-        tokens, rows = self.model.token_losses(hidden, layout)
+        tokens, rows = self.model.token_losses(hidden, layout, chunks=self.config.loss_chunks)
         copies = self.config.times_per_picture
         states = self.model.query_states(hidden, layout).repeat_interleave(copies, dim=0)
         clean = pictures.drawn.repeat_interleave(copies, dim=0)

@@ -208,6 +208,7 @@ def micro_batch(
         length=length,
         tokens=ceil((work.tokens + reread.tokens) / parts),
         drawn=ceil(work.drawn / parts),
+        loss_chunks=config.objective.loss_chunks,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from metaquery.generator import LatentGenerator
 from metaquery.queries import QueryTokens
@@ -157,15 +158,34 @@ class UniMM(nn.Module):
         states = hidden.flatten(0, 1).index_select(0, layout.query_index)
         return states.view(-1, self.config.num_queries, states.shape[-1])
 
-    def token_losses(self, hidden: Float[Tensor, "B L H"], layout: Layout) -> tuple[Tensor, Tensor]:
+    def token_losses(
+        self, hidden: Float[Tensor, "B L H"], layout: Layout, *, chunks: int = 1
+    ) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy of every supervised token, and the row it stands in.
 
         Only supervised positions go through the output embedding.
+
+        Args:
+            hidden: Final hidden states.
+            layout: The sequences.
+            chunks: Parts that the tokens are taken in. With several, the logits of one part are
+                in memory at a time, computed once more in the backward pass: a large vocabulary's
+                logits can outweigh all other activations.
         """
         rows, columns = (layout.labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
-        logits = self.lm.logits(hidden[rows, columns])
-        targets = layout.labels[rows, columns + 1]
-        return nn.functional.cross_entropy(logits, targets, reduction="none"), rows
+        states, targets = hidden[rows, columns], layout.labels[rows, columns + 1]
+        if chunks == 1:
+            return self._cross_entropy(states, targets), rows
+        # As many parts in every process, some perhaps empty: ZeRO-3 gathers weights at each.
+        parts = zip(states.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
+        losses = [
+            checkpoint(self._cross_entropy, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in parts
+        ]
+        return torch.cat(losses), rows
+
+    def _cross_entropy(self, states: Float[Tensor, "T H"], targets: Tensor) -> Float[Tensor, "T"]:
+        return nn.functional.cross_entropy(self.lm.logits(states), targets, reduction="none")
 
     def part(self, name: Part) -> nn.Module:
         """Return a part by its name."""

@@ -37,7 +37,7 @@ def layout_of(model: UniMM) -> Layout:
     return model.lay_out(rows, pad_id=0)
 
 
-def measured_bytes(model: UniMM, layout: Layout) -> int:
+def measured_bytes(model: UniMM, layout: Layout, *, loss_chunks: int = 1) -> int:
     """Return the memory of all that a real forward pass of the objective keeps."""
     weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}
@@ -48,7 +48,7 @@ def measured_bytes(model: UniMM, layout: Layout) -> int:
             kept[key] = tensor
         return tensor
 
-    objective = JointObjective(model, ObjectiveConfig())
+    objective = JointObjective(model, ObjectiveConfig(loss_chunks=loss_chunks))
     latents = torch.randn(ROWS, model.config.latents.num_tokens, model.config.latents.dim)
     seeds = torch.arange(ROWS)
     draws = draw(seeds, latents, model, objective.config)
@@ -71,6 +71,18 @@ def test_what_is_planned_is_what_a_forward_pass_keeps() -> None:
     measured = measured_bytes(model, layout)
     logits = 4 * int((layout.labels != IGNORE).sum()) * model.config.language["vocab_size"]
     assert planned_bytes(model, layout) - logits == pytest.approx(measured, rel=0.1)
+
+
+def test_logits_in_chunks_are_not_kept() -> None:
+    model = model_of(checkpoints=False)
+    layout = layout_of(model)
+    tokens = int((layout.labels != IGNORE).sum())
+    logits = 4 * tokens * model.config.language["vocab_size"]
+    whole, chunked = (measured_bytes(model, layout, loss_chunks=n) for n in (1, 4))
+    assert whole - chunked == pytest.approx(logits, rel=0.05)
+    # Not kept, and yet one chunk's are there for a while, with their gradient.
+    planned = planned_bytes(model, layout, loss_chunks=4)
+    assert planned - 2 * logits / 4 == pytest.approx(chunked, rel=0.1)
 
 
 def test_checkpointing_keeps_the_inputs_of_blocks_and_computes_one_block_again() -> None:

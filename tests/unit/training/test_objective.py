@@ -134,6 +134,15 @@ def test_every_batch_reaches_every_parameter(
     assert not any(g.any() for n, g in reached.items() if not n.startswith("language."))
 
 
+@pytest.mark.parametrize("chunks", [2, 5, 1000], ids=["halves", "uneven", "some empty"])
+def test_logits_in_chunks_change_nothing(samples: list[Example], chunks: int) -> None:
+    whole, expected = gradients(samples, 1, replace(CONFIG, loss_chunks=1))
+    chunked, found = gradients(samples, 1, replace(CONFIG, loss_chunks=chunks))
+    assert chunked == pytest.approx(whole, rel=1e-6)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
+
+
 def test_a_stand_in_picture_is_not_counted(template: ChatTemplate) -> None:
     batch = batch_of(tiny_model(), [Example(template.say("hello", answer="hi"))])
     assert (len(batch.read), len(batch.drawn), batch.num_drawn, batch.num_samples) == (1, 1, 0, 1)
