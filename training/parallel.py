@@ -41,7 +41,7 @@ def train_on_ranks(
         torch.cuda.set_device(device)
     is_sharded = getattr(config, "engine", EngineConfig()).is_sharded
     joins = ranks.size > 1 or is_sharded
-    ranks = connect(ranks, device=device.type) if joins else ALONE
+    ranks = connect(ranks, device=device) if joins else ALONE
     try:
         stage = build(ranks)
         engine = build_engine(stage, config, ranks)

@@ -5,6 +5,7 @@ MASTER_ADDR and MASTER_PORT; Slurm in variables of its own; without either there
 """
 
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,10 +112,22 @@ ALONE = Ranks()
 
 
 def run_device(device: str, ranks: Ranks) -> torch.device:
-    """Return the device of this process: the GPU of its own number, where there are several."""
-    if device == "cuda" and ranks.size > 1:
-        return torch.device("cuda", ranks.local_rank)
-    return torch.device(device)
+    """Return the device of this process: the GPU of its own number, where it sees several.
+
+    Raises:
+        UserError: This machine runs more processes than it has GPUs.
+    """
+    if device != "cuda" or ranks.size == 1:
+        return torch.device(device)
+    visible = torch.cuda.device_count()
+    if visible == 1:  # all there are, or the one that the scheduler bound this process to
+        return torch.device("cuda", 0)
+    if ranks.local_rank >= visible:
+        raise UserError(
+            f"process {ranks.local_rank} of this machine has no GPU of its own: it sees {visible}; "
+            f"start as many processes as there are GPUs"
+        )
+    return torch.device("cuda", ranks.local_rank)
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
@@ -157,15 +170,17 @@ def _is_slurm_step(environment: Mapping[str, str]) -> bool:
     return "SLURM_PROCID" in environment and environment.get("SLURM_STEP_ID", "") != ""
 
 
-def connect(ranks: Ranks, *, device: str) -> Ranks:
+def connect(ranks: Ranks, *, device: torch.device) -> Ranks:
     """Join the other processes and return the ranks with a control group.
 
-    A single process joins itself where ``force`` libraries such as DeepSpeed need a group.
+    A single process joins itself, too: libraries such as DeepSpeed need a group.
     """
     for name, value in rendezvous(ranks).items():
         os.environ.setdefault(name, value)
+    if device.index is not None:  # DeepSpeed takes the GPU of this number
+        os.environ["LOCAL_RANK"] = str(device.index)
     if not dist.is_initialized():
-        backend = "nccl" if device.startswith("cuda") else "gloo"
+        backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=ranks.rank, world_size=ranks.size)
     control = dist.new_group(backend="gloo") if ranks.size > 1 else None
     return Ranks(ranks.rank, ranks.size, ranks.local_rank, control)
@@ -173,7 +188,8 @@ def connect(ranks: Ranks, *, device: str) -> Ranks:
 
 def rendezvous(ranks: Ranks, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the variables that torch's ``env://`` rendezvous reads."""
-    address = environment.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1")
+    # Not where srun was typed, which may be a login node: where the first process runs.
+    address = _first_host(environment.get("SLURM_STEP_NODELIST", "")) or "127.0.0.1"
     if ranks.size == 1:
         port = _free_port()
     else:
@@ -186,6 +202,12 @@ def rendezvous(ranks: Ranks, environment: Mapping[str, str] = os.environ) -> dic
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
     }
+
+
+def _first_host(hosts: str) -> str:
+    """Return the first host of a list as Slurm writes it, such as ``gpu[03-10,12]-ib,login1``."""
+    found = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\]([^\[,]*))?", hosts)
+    return "".join(part or "" for part in found.groups()) if found else ""
 
 
 def _free_port() -> int:
