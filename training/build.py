@@ -1,5 +1,8 @@
 """The model that a run trains: from a directory, from a configuration, or both."""
 
+import os
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,9 +165,24 @@ def compile_blocks(model: UniMM, *, dynamic: bool | None = None) -> None:
         model: The model.
         dynamic: Whether one compilation serves all batch shapes: False makes a faster one for
             each shape, None finds out.
+
+    Raises:
+        UserError: The blocks are on a CPU, and it has no C++ compiler.
     """
+    if model.device.type == "cpu":
+        _check_compiler()
     for block in blocks(model):
         block.compile(dynamic=dynamic)
+
+
+def _check_compiler() -> None:
+    """Raise UserError unless there is the compiler that torch would call, many steps later."""
+    name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(name) is None:
+        raise UserError(
+            f"compile_blocks needs a C++ compiler and there is no {name}; install it, name another "
+            f"in the variable CXX, or set compile_blocks=false"
+        )
 
 
 def blocks(model: UniMM) -> Sequence[nn.Module]:

@@ -5,6 +5,7 @@ Shape legend:
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,4 +201,7 @@ class UnifiedStage:
 
     def export(self, directory: Path) -> None:
         merge_lora(self.unimm.language)
+        # What a run leaves out of its training is no property of the model that it makes.
+        generator = replace(self.unimm.config.generator, exit_only=False)
+        self.unimm.config = replace(self.unimm.config, generator=generator)
         save_checkpoint(directory, self.unimm, self.tokenizer, readme="Unified stage.\n")

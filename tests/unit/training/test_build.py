@@ -1,5 +1,7 @@
 """The model of a run: what begins anew in it, and what of it is trained."""
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from training.build import ModelRecipe, build_model
+from training.build import ModelRecipe, build_model, compile_blocks
 from training.config import OptimizerConfig, RunConfig
 from training.data.scene_samples import SceneDataConfig
 from training.engine import LocalEngine
@@ -17,6 +19,7 @@ from training.objective import ObjectiveConfig
 from training.plan import Machine, plan
 from training.stages.unified import UnifiedStage
 from training.stages.unified_config import UnifiedConfig
+from unimm.chat import ChatTemplate
 from unimm.checkpoint import read_config, save_checkpoint
 from unimm.errors import UserError
 from unimm.options import GenerationOptions
@@ -78,6 +81,7 @@ def test_an_early_exit_is_trained_alone_on_a_model_that_keeps_its_bits(
     assert added == {name for name in after if name.startswith("generator.dit.exit.")}
     assert set(stage.names.values()) == added
     assert all(torch.equal(after[name], before[name]) for name in before)
+    assert not read_config(exported)[0].generator.exit_only  # a model to go on from like any other
     assert after["generator.dit.exit.out.weight"].any()  # which begins at zero
     drawn = Pipeline.from_pretrained(exported).generate(
         "a red circle", GenerationOptions(exit_scale=1.5, num_steps=2)
@@ -137,3 +141,30 @@ def test_imperfect_pictures_are_trained_on_logged_and_planned(init: Path, tmp_pa
     # The plan is of the first step, and counts what that step does but for stand-ins.
     assert report.flops == pytest.approx(planned.flops, rel=0.25)
     assert read_config(exported)[0].generator.dit.exit_depth == 1
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's
+def test_compiled_blocks_compute_and_learn_the_same() -> None:
+    template = ChatTemplate(tiny_tokenizer(), tiny_config().chat)
+    plain, compiled = tiny_model(), tiny_model()
+    compile_blocks(compiled, dynamic=False)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 16, 48, generator=generator)
+    outcomes = []
+    for model in (plain, compiled):
+        layout = model.lay_out([template.draw("a red circle")] * 2, pad_id=template.pad_id)
+        states = model.query_states(model(layout), layout)
+        loss = model.generator.loss(states, latents, generator=generator.manual_seed(1))
+        torch.autograd.backward(loss)
+        gradient = model.queries.embeddings.grad
+        assert gradient is not None
+        outcomes.append((loss.detach(), gradient))
+    torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-4, atol=1e-6)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler and there is no no-such-compiler"):
+        compile_blocks(tiny_model())
