@@ -114,3 +114,58 @@ def speed(
             dtype=dtype,
         )
     )
+
+
+@app.command()
+def training_speed(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides of all variants."),
+    ] = None,
+    *,
+    model: Annotated[
+        str | None, typer.Option(help="Directory; the small model if not given.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="`padded`, `longest`, `packed`, `cached`, `checkpointed`, `compiled`; may be "
+            "repeated. All are compared with the first.",
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Times that the variants take turns.")] = 3,
+    steps: Annotated[
+        int, typer.Option(min=2, help="Steps of a run; the first half warms up.")
+    ] = 16,
+    samples: Annotated[int, typer.Option(min=1, help="Conversations of a step.")] = 32,
+    max_length: Annotated[int, typer.Option(min=64, help="Positions of a row.")] = 512,
+    device: Annotated[str, typer.Option()] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    peak_tflops: Annotated[float, typer.Option(min=0, help="Of the device, for the MFU.")] = 0.0,
+) -> None:
+    """Compare what a training step costs: padded or packed rows, cached latents, compilation.
+
+    Trains on conversations of mixed lengths about the miniature world, each time by `unimm train`
+    in a process of its own. Prints a table and, as the last line, the same figures as JSON.
+
+    **Examples:** `unimm eval training-speed --variant padded --variant packed` ·
+    `unimm eval training-speed --model my-model --device cuda --peak-tflops 790
+    model.checkpoint_activations=true`
+    """
+    from .training_speed import VARIANTS, TrainingSpeedSettings, run
+
+    run(
+        TrainingSpeedSettings(
+            model=model,
+            variants=tuple(variant or VARIANTS),
+            num_rounds=rounds,
+            num_steps=steps,
+            samples_per_step=samples,
+            max_length=max_length,
+            device=device,
+            dtype=dtype,
+            peak_tflops=peak_tflops,
+            overrides=tuple(overrides or ()),
+        )
+    )

@@ -307,6 +307,17 @@ def test_the_model_is_timed(unimm: Commands, joint: Stage) -> None:
     assert json.loads(last)["throughput"][0]["batch_size"] == 2
 
 
+def test_training_steps_are_compared(unimm: Commands, joint: Stage) -> None:
+    done = unimm(
+        *("eval", "training-speed", "--model", str(joint.model("whole")), "--rounds", "1"),
+        *("--variant", "padded", "--variant", "packed", "--steps", "2", "--samples", "8"),
+    )
+    assert done.status == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])["variants"]
+    assert rows["packed"]["samples_per_s"] > 0
+    assert rows["padded"]["memory_gib"] > 0.1
+
+
 def test_a_model_that_is_not_there_is_named(unimm: Commands, folder: Path) -> None:
     stage = Stage("decoder", folder / "orphan", init=folder / "absent")
     done = unimm(*stage.arguments("run"))
