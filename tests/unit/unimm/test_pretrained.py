@@ -227,6 +227,7 @@ def test_a_real_gguf_model_writes_what_transformers_generates() -> None:
     files = sorted(Path(folder).rglob("*.gguf")) if folder else []
     if not files:
         pytest.skip("there is no .gguf file under $UNIMM_WEIGHTS")
+    pytest.importorskip("gguf")
     language = load_language_model(files[0])
     model: Any = language.model
     text = "The capital of France is"

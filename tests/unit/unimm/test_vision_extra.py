@@ -3,7 +3,8 @@
 It imports torchvision, whose build for GPUs breaks both its own import and that of transformers
 beside a torch for CPUs. So it runs in a process of its own, which skips the two modules of
 torchvision that fail; ``$UNIMM_VL_PATH`` names the folder that
-``pip install --no-deps --target FOLDER qwen-vl-utils torchvision av requests packaging`` filled.
+``pip install --no-deps --target FOLDER qwen-vl-utils torchvision av requests packaging urllib3 idna
+certifi charset-normalizer`` filled.
 """
 
 import json
