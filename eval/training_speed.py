@@ -90,7 +90,7 @@ def measure(settings: TrainingSpeedSettings) -> dict[str, Any]:
     """Train each variant in turn, some rounds long, and return medians and ratios.
 
     Raises:
-        UserError: There is no such model.
+        UserError: There is no such model, or an override is wrong.
         UnimmError: A run failed.
     """
     with tempfile.TemporaryDirectory(prefix="unimm-training-speed-") as name:
@@ -199,8 +199,8 @@ def _train(recipe: Path, out: Path, variant: str, settings: TrainingSpeedSetting
 
 
 def _cache_latents(recipe: Path, folder: Path, settings: TrainingSpeedSettings) -> None:
-    model = str(locate_model(settings.model))
-    arguments = ["--model", model, "--output", str(folder / "latents"), "--device", settings.device]
+    model = ["--model", settings.model] if settings.model else []
+    arguments = [*model, "--output", str(folder / "latents"), "--device", settings.device]
     _finish(["cache-latents", str(recipe), *arguments], folder / "log.txt")
 
 
@@ -208,7 +208,8 @@ def _finish(arguments: Sequence[str], log: Path) -> int:
     """Run a command of unimm to its end and return the most bytes that it held.
 
     Raises:
-        UnimmError: It failed; with the last line of what it said.
+        UserError: What it was told cannot be done.
+        UnimmError: It failed otherwise; both with the last line of what it said.
     """
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -218,5 +219,7 @@ def _finish(arguments: Sequence[str], log: Path) -> int:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        raise UnimmError(f"unimm {arguments[0]} failed: {said[-1] if said else 'it said nothing'}")
+        reason = said[-1].removeprefix("unimm: ") if said else "it said nothing"
+        kind = UserError if process.returncode == 2 else UnimmError
+        raise kind(f"unimm {arguments[0]} failed: {reason}")
     return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unimm.errors import UserError
-from unimm.packing import Packing
+from unimm.packing import Packing, sees
 
 VARLEN = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 """Implementations that take where sequences begin in one long row, and no mask."""
@@ -70,10 +70,8 @@ def _block_mask(packing: Packing) -> Any:
 
     fork, branch = packing.fork, packing.branch
 
-    def sees(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same_fork = fork[row, query] == fork[row, key]
-        in_branch = (branch[row, query] == branch[row, key]) | (branch[row, key] == 0)
-        return (query >= key) & same_fork & in_branch
+    def is_visible(row: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return sees(fork, branch, row, query, key)
 
     batch, length = fork.shape
-    return create_block_mask(sees, batch, None, length, length, device=fork.device)
+    return create_block_mask(is_visible, batch, None, length, length, device=fork.device)

@@ -55,6 +55,21 @@ def fork_after_picture(conversations: Sequence[Sequence[Segment]]) -> Fork:
     return Fork(beginning, tuple(tuple(c[stop:]) for c in conversations))
 
 
+def sees(fork: Tensor, branch: Tensor, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Return whether a position of a row may look at another of it, element by element.
+
+    Args:
+        fork: See :class:`Packing`, (B, L).
+        branch: Likewise.
+        row: Numbers of rows.
+        query: Positions that look.
+        key: Positions that are looked at.
+    """
+    same_fork = fork[row, query] == fork[row, key]
+    in_branch = (branch[row, query] == branch[row, key]) | (branch[row, key] == 0)
+    return (query >= key) & same_fork & in_branch
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
     """Who sees whom in packed rows.
@@ -75,11 +90,10 @@ class Packing:
 
     def visible(self) -> Bool[Tensor, "B L L"]:
         """Return which position (second to last axis) may look at which (last axis)."""
-        length = self.fork.shape[1]
-        is_past = torch.ones(length, length, dtype=torch.bool, device=self.fork.device).tril()
-        same_fork = self.fork[:, :, None] == self.fork[:, None]
-        same_branch = self.branch[:, :, None] == self.branch[:, None]
-        return is_past & same_fork & (same_branch | (self.branch == 0)[:, None])
+        batch, length = self.fork.shape
+        rows = torch.arange(batch, device=self.fork.device)[:, None, None]
+        places = torch.arange(length, device=self.fork.device)
+        return sees(self.fork, self.branch, rows, places[:, None], places)
 
     def bias(self, dtype: torch.dtype) -> Tensor:
         """Return the visibility as a term to add to attention scores, (B, 1, L, L)."""

@@ -1,6 +1,7 @@
 """Pictures by URL: fetched from a real server on this machine, when and only when allowed."""
 
 import io
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import unimm.cli
 from unimm.errors import ImageError
 from unimm.picture_sources import SourceOptions, read_source
+from unimm.pipeline import Pipeline
+from unimm.testing import tiny_model, tiny_tokenizer
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
 ALLOWED = SourceOptions(allow_urls=True)
@@ -89,3 +93,44 @@ def test_nothing_is_fetched_unless_allowed(site: str) -> None:
 def test_a_server_that_is_not_there_is_named() -> None:
     with pytest.raises(ImageError, match=r"cannot fetch http://127\.0\.0\.1:9/a\.png"):
         read_source("http://127.0.0.1:9/a.png", ALLOWED, name="picture")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    Pipeline(tiny_model(), tiny_tokenizer()).save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.mark.parametrize("command", [("ask",), ("verify", "a picture of a red circle")])
+def test_commands_fetch_when_told_to(
+    site: str, model: str, command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"{site}/picture.png"
+    words = (*command, url, *(("what is it?",) if command == ("ask",) else ()), "--model", model)
+    assert unimm.cli.run((*words, "--allow-urls", "--json")) == 0
+    assert url in capsys.readouterr().out
+    assert unimm.cli.run(words) == 2
+    assert "--allow-urls" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_a_chat_fetches_when_told_to(
+    site: str,
+    model: str,
+    is_allowed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"/image {site}/picture.png\n/quit\n"))
+    flags = ("--allow-urls",) if is_allowed else ()
+    assert unimm.cli.run(("chat", "--model", model, *flags)) == 0
+    captured = capsys.readouterr()
+    assert ("goes with your next message" in captured.out) == is_allowed
+    assert ("--allow-urls" in captured.err) != is_allowed
+
+
+def test_latents_are_not_fetched(site: str, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"{site}/latents.safetensors"
+    assert unimm.cli.run(("ask", url, "what?", "--model", model)) == 2
+    assert "URLs are not fetched unless allowed" in " ".join(capsys.readouterr().err.split())

@@ -167,17 +167,7 @@ def _reading_rows(
 ) -> list[list[Fork]]:
     num_asked = config.num_read - config.chat_rows
     forks = [
-        conversations(
-            sample,
-            template,
-            rng,
-            grammar,
-            num_questions=config.num_questions,
-            caption_share=config.caption_share,
-            prompt_share=config.prompt_share,
-            question_tries=config.question_tries,
-        )
-        for sample in samples[:num_asked]
+        conversations(sample, template, rng, grammar, config) for sample in samples[:num_asked]
     ]
     each = config.pictures_per_row
     rows = [forks[start : start + each] for start in range(0, num_asked, each)]

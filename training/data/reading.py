@@ -1,7 +1,8 @@
 """Batches of the reading stage: questions, descriptions and matching about true pictures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -10,9 +11,16 @@ from unimm.chat import ChatTemplate, Segment
 from unimm.layout import Layout
 from unimm.model import UniMM
 from unimm.packing import Fork, fork_after_picture
-from unimm.scenes import Grammar, dense_caption, questions
+from unimm.scenes import KINDS, Grammar, dense_caption, questions
 
-from .scenes import SceneSample, match_case, render_samples, sample_scenes, step_rng
+from .scenes import (
+    SceneSample,
+    check_weights,
+    match_case,
+    render_samples,
+    sample_scenes,
+    step_rng,
+)
 
 STREAM = 5
 
@@ -27,6 +35,8 @@ class ReadingBatchConfig:
         caption_share: Share of pictures that are also described fully.
         prompt_share: Share of pictures that are also described by their prompt, so that the
             prompt's likelihood means something.
+        question_tries: How often a picture is tried for a question of each kind, 1 where
+            nothing is said.
         matching_rows: Yes/no cases, near misses among them, each with a picture of its own.
         reading_length: Positions of a row of questions.
         matching_length: Positions of a matching row.
@@ -39,8 +49,10 @@ class ReadingBatchConfig:
     matching_rows: int = 64
     reading_length: int = 200
     matching_length: int = 52
+    question_tries: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_weights("question_tries", self.question_tries, KINDS)
         for name in ("num_pictures", "num_questions", "matching_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -74,18 +86,7 @@ def reading_batch(
     rng = step_rng(seed, STREAM, step)
     asked = sample_scenes(rng, grammar, config.num_pictures)
     matched = sample_scenes(rng, grammar, config.matching_rows)
-    forks = [
-        conversations(
-            sample,
-            template,
-            rng,
-            grammar,
-            num_questions=config.num_questions,
-            caption_share=config.caption_share,
-            prompt_share=config.prompt_share,
-        )
-        for sample in asked
-    ]
+    forks = [conversations(sample, template, rng, grammar, config) for sample in asked]
     cases = [match_case(sample, rng, grammar) for sample in matched]
     matching = [template.verify(case.text, answer=case.is_match) for case in cases]
     return ReadingBatch(
@@ -99,24 +100,36 @@ def reading_batch(
     )
 
 
+class Talk(Protocol):
+    """What is said about a picture; the configurations of several batches say it."""
+
+    @property
+    def num_questions(self) -> int: ...
+
+    @property
+    def caption_share(self) -> float: ...
+
+    @property
+    def prompt_share(self) -> float: ...
+
+    @property
+    def question_tries(self) -> Mapping[str, float]: ...
+
+
 def conversations(
     sample: SceneSample,
     template: ChatTemplate,
     rng: np.random.Generator,
     grammar: Grammar,
-    *,
-    num_questions: int,
-    caption_share: float,
-    prompt_share: float,
-    question_tries: Mapping[str, float] | None = None,
+    talk: Talk,
 ) -> Fork:
     """Return questions and descriptions of one picture, blind to each other."""
     asked = questions(
-        sample.scene, sample.prompt, rng, grammar, num_questions, tries=question_tries
+        sample.scene, sample.prompt, rng, grammar, talk.num_questions, tries=talk.question_tries
     )
     turns: list[list[Segment]] = [template.ask(q.question, answer=q.answer) for q in asked]
-    if rng.random() < caption_share:
+    if rng.random() < talk.caption_share:
         turns.append(template.describe(answer=dense_caption(sample.scene, rng)))
-    if rng.random() < prompt_share:
+    if rng.random() < talk.prompt_share:
         turns.append(template.describe(answer=sample.prompt.text))
     return fork_after_picture(turns)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isinf
 
 import numpy as np
 import torch
@@ -71,6 +72,8 @@ def check_weights(name: str, weights: Mapping[str, float], known: Sequence[str])
             raise ValueError(f"{name} has no {key!r}; choose from {', '.join(known)}")
         if not weight >= 0:
             raise ValueError(f"{name}.{key} must not be negative, got {weight}")
+        if isinf(weight):
+            raise ValueError(f"{name}.{key} must be finite, got {weight}")
     if not any(weights.get(key, 1) for key in known):
         raise ValueError(f"{name} leaves nothing: one of {', '.join(known)} must be positive")
 

@@ -19,7 +19,10 @@ def read_input(name: str, *, allow_urls: bool = False) -> "Image | LatentsFile":
         UserError: It is neither, holds the latents of several pictures, or is a URL and none may
             be fetched.
     """
-    if (path := Path(name)).suffix.lower() != ".safetensors":
+    from unimm.picture_sources import is_url
+
+    path = Path(name)
+    if is_url(name) or path.suffix.lower() != ".safetensors":
         return read_picture(name, allow_urls=allow_urls)
     from unimm.latents_file import load_latents
 

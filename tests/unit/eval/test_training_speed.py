@@ -1,6 +1,7 @@
 """Costs of training steps are read from what runs leave behind, and compared round by round."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from eval.training_speed import (
     StepCost,
     TrainingSpeedSettings,
     compare,
+    measure,
     read_cost,
     write_workload,
 )
@@ -90,3 +92,9 @@ def test_every_variant_is_a_valid_run(tmp_path: Path, variant: str) -> None:
 def test_wrong_variants_are_refused(variants: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match=r"choose from padded, longest|name each variant once"):
         settings(*variants)
+
+
+def test_an_override_that_is_wrong_is_the_users_mistake() -> None:
+    wrong = replace(settings("padded"), overrides=("run.num_stepz=3",))
+    with pytest.raises(UserError, match=r"unimm train failed: .*num_stepz"):
+        measure(wrong)

@@ -338,6 +338,7 @@ def test_skills_come_by_their_weights() -> None:
         ({"skill_weights": dict.fromkeys(SKILLS, 0.0)}, "skill_weights leaves nothing"),
         ({"question_tries": {"size": -1.0}}, "question_tries.size must not be negative, got -1.0"),
         ({"question_tries": {"size": float("nan")}}, "must not be negative, got nan"),
+        ({"question_tries": {"size": float("inf")}}, "must be finite, got inf"),
     ],
 )
 def test_wrong_weights_are_refused(settings: dict[str, Any], said: str) -> None:
