@@ -99,7 +99,7 @@ def _logit_bytes(model: UniMM, tokens: int) -> tuple[int, int]:
         logits = model.lm.logits(hidden.requires_grad_())
         nn.functional.cross_entropy(logits, targets, reduction="none")
 
-    kept, _ = _measure(model, [], run, (tokens,) * 2)
+    kept, _ = _measure(model, [], run, (0, 0))  # there is no attention
     vocab_size: int = model.lm.model.get_output_embeddings().weight.shape[0]
     return kept, model.dtype.itemsize * tokens * vocab_size
 
