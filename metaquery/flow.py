@@ -179,3 +179,26 @@ def flow_matching_loss(
         len(x_0), distribution=distribution, shift=shift, generator=generator, device=x_0.device
     )
     return flow_matching_losses(velocity_fn, x_0, noise=noise, t=t).mean()
+
+
+def reinforced_target(
+    old: Latents, target: Latents, advantages: Times, *, strength: float = 1.0
+) -> Latents:
+    """Return the velocity that DiffusionNFT moves a model to, of samples of the model itself.
+
+    Zheng et al. 2025 (arXiv:2509.16117) minimise, for a reward r in [0, 1] and
+    v+- = v_old +- beta (v - v_old),
+
+        r |v+ - target|^2 + (1 - r) |v- - target|^2.
+
+    Completed to a square, that is beta^2 |v - (v_old + (2 r - 1) / beta (target - v_old))|^2 and
+    what does not depend on v: towards a good sample, away from a bad one, and where v_old was
+    for one as good as the others.
+
+    Args:
+        old: Velocity of the model that drew the samples, at their noised latents.
+        target: True velocity there, of the path from the sample to its noise.
+        advantages: 2 r - 1 of each sample, in [-1, 1].
+        strength: 1 / beta.
+    """
+    return old + strength * _per_sample(advantages, old) * (target - old)

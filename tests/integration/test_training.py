@@ -102,6 +102,20 @@ TINY = {
         "model.generator.dit.depth=1",
         "model.generator.dit.num_heads=2",
     ),
+    "reward": (
+        "batch.num_prompts=2",
+        "batch.reading_rows=2",
+        "batch.matching_rows=2",
+        "bank.every=3",
+        "bank.num_prompts=2",
+        "bank.pictures_per_prompt=2",
+        "bank.rows=2",
+        "bank.num_steps=2",
+        "reward.num_prompts=2",
+        "reward.pictures_per_prompt=3",
+        "reward.rows=4",
+        "reward.num_steps=2",
+    ),
 }
 
 
@@ -255,6 +269,21 @@ def test_a_killed_joint_run_remembers_its_judged_pictures(unimm: Commands, joint
     joint.check_same("killed", "whole")
     parts = [set(json.loads(line)) for line in joint.metrics("whole")]
     assert ["judged" in names for names in parts] == [False, False, True, True, True, True]
+
+
+def test_a_killed_reward_run_draws_and_judges_the_same_pictures_again(
+    unimm: Commands, folder: Path, joint: Stage
+) -> None:
+    reward = Stage("reward", folder / "reward", init=joint.model("whole"))
+    train_whole(unimm, reward, "run.num_workers=0")
+    command = reward.arguments("killed", "run.num_workers=1")
+    assert unimm(*command, at_step=5).status == -signal.SIGKILL
+    assert unimm(*command).status == 0
+    reward.check_same("killed", "whole")
+    for line in map(json.loads, reward.metrics("whole")):
+        assert {"reward", "rewarded", "judged"} <= set(line)
+    config = json.loads((reward.model("whole") / "config.json").read_text())
+    assert config["sampling"]["guidance_scale"] == 1.0
 
 
 def test_a_run_leaves_pictures_scalars_and_its_configuration(joint: Stage) -> None:

@@ -7,18 +7,19 @@ Shape legend:
     B batch      N latent tokens      D latent channels
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from unimm.image import pixels_to_images
 from unimm.latents import LatentSpace
-from unimm.scenes import Prompt, detect, judge
+from unimm.scenes import Prompt, detect, judge, shows_held_out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +56,19 @@ class BankConfig:
             raise ValueError("guidance_scales must hold at least one scale, such as [2.5]")
 
 
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The exact detector's word on some pictures.
+
+    Args:
+        correct: Whether each shows exactly what its prompt says, (B).
+        held_out: Whether it shows what is held out of training, (B).
+    """
+
+    correct: Tensor
+    held_out: Tensor
+
+
 class PictureBank:
     """Latents with the prompt they were made for and whether they match it; the newest are kept."""
 
@@ -68,14 +82,16 @@ class PictureBank:
         return len(self.prompts)
 
     def add(
-        self, prompts: list[str], latents: Float[Tensor, "B N D"], verdicts: Bool[Tensor, "B"]
+        self, prompts: Sequence[Prompt], latents: Float[Tensor, "B N D"], judgement: Judgement
     ) -> None:
-        """Take in judged latents and let the oldest go."""
-        stored = latents.to("cpu", torch.bfloat16)
+        """Take in judged latents, but for those of held-out content, and let the oldest go."""
+        kept = (~judgement.held_out).nonzero().flatten()
+        stored = latents[kept.to(latents.device)].to("cpu", torch.bfloat16)
         old = self.latents if len(self) else stored[:0]
         self.latents = torch.cat([old, stored])[-self.capacity :]
-        self.verdicts = torch.cat([self.verdicts, verdicts.cpu()])[-self.capacity :]
-        self.prompts = (self.prompts + prompts)[-self.capacity :]
+        self.verdicts = torch.cat([self.verdicts, judgement.correct[kept]])[-self.capacity :]
+        texts = [prompts[number].text for number in kept.tolist()]
+        self.prompts = (self.prompts + texts)[-self.capacity :]
 
     def draw(
         self, count: int, rng: np.random.Generator
@@ -114,12 +130,13 @@ class PictureBank:
 
 
 def judge_latents(
-    space: LatentSpace, prompts: list[Prompt], latents: Float[Tensor, "B N D"]
-) -> Bool[Tensor, "B"]:
-    """Return whether each decoded picture shows exactly what its prompt says."""
+    space: LatentSpace, prompts: Sequence[Prompt], latents: Float[Tensor, "B N D"]
+) -> Judgement:
+    """Decode latents and look at the pictures."""
     pictures = pixels_to_images(space.decode(latents))
-    verdicts = [
-        judge(prompt, detect(np.asarray(picture))).correct
-        for prompt, picture in zip(prompts, pictures, strict=True)
-    ]
-    return torch.tensor(verdicts, dtype=torch.bool)
+    seen = [detect(np.asarray(picture)) for picture in pictures]
+    pairs = [*zip(prompts, seen, strict=True)]
+    return Judgement(
+        correct=torch.tensor([judge(*pair).correct for pair in pairs], dtype=torch.bool),
+        held_out=torch.tensor([shows_held_out(*pair) for pair in pairs], dtype=torch.bool),
+    )

@@ -44,6 +44,10 @@ class DecoderConfig:
         l2_weight: Of the mean squared error.
         edge_weight: How much more an error at a full-contrast edge counts than one on a plain
             surface: edges are few pixels, but they are what tells shapes apart.
+        visible_weight: Of the mean visible error: how far a pixel's colour is off beyond
+            ``visible_margin``. Faint lines beside an edge add little to the other errors, and
+            yet are seen as objects.
+        visible_margin: Distance of colours in RGB, each channel in [0, 1], that nobody sees.
         grammar: Keys of the stored grammar to narrow, such as ``sizes: [large]``.
     """
 
@@ -56,6 +60,8 @@ class DecoderConfig:
     l1_weight: float = 1.0
     l2_weight: float = 10.0
     edge_weight: float = 4.0
+    visible_weight: float = 0.0
+    visible_margin: float = 0.1
     grammar: dict[str, Any] = field(default_factory=dict)
 
 
@@ -98,10 +104,14 @@ class DecoderStage:
         squared = error.square()
         weight = 1 + config.edge_weight * edge_strength(pixels.float())
         l1, l2 = (weight * error.abs()).mean(), (weight * squared).mean()
+        loss = config.l1_weight * l1 + config.l2_weight * l2
         parts = {"l1": l1, "l2": l2}
+        if config.visible_weight:
+            parts["visible"] = visible_error(error, config.visible_margin).mean()
+            loss = loss + config.visible_weight * parts["visible"]
         if num_clean:
             parts["psnr_db"] = -10 * squared[:num_clean].detach().mean().log10()
-        return LossReport(config.l1_weight * l1 + config.l2_weight * l2, parts, len(latents))
+        return LossReport(loss, parts, len(latents))
 
     def before_step(self, step: int, engine: LocalEngine) -> None:
         """Nothing to do between steps."""
@@ -125,6 +135,11 @@ class DecoderStage:
             self.tokenizer,
             readme="Decoder stage: see the stages before.\n",
         )
+
+
+def visible_error(error: Tensor, margin: float) -> Tensor:
+    """Return how far each pixel's colour is off beyond a margin, (B, 3, S, S) -> (B, S, S)."""
+    return F.relu(error.norm(dim=1) - margin)
 
 
 def edge_strength(pixels: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """Stage (d): language model, queries, connector and DiT learn together to draw and to read.
 
 The loss is 2.0 x flow matching + cross-entropy, as Scale-RAE's (arXiv:2601.16208). The yes/no
-branch also sees what the generator makes, with the exact detector's verdict as the answer.
+branch also sees what the generator makes, with the exact detector's verdict as the answer; with
+``reward.num_prompts`` the generator learns from these verdicts too.
 
 Shape legend:
     B batch      N latent tokens      D latent channels      P prompts      K pictures of a prompt
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from ..data.joint import (
     JointBatchConfig,
     first_pictures,
     joint_batch,
-    matching_layout,
     tile_states,
 )
 from ..data.scenes import (
@@ -52,8 +51,11 @@ from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
 from ..ranks import ALONE, Ranks, run_device
 from .bank import BankConfig, PictureBank, judge_latents
+from .drawing import Drawer
+from .rewards import RewardConfig, Rollout, draw_rollout, reward_loss
 
 STREAM = 4
+REWARD_STREAM = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +69,7 @@ class JointConfig:
         optimizer: AdamW and its schedule.
         batch: What a step is made of.
         bank: Generated pictures for the verifier.
+        reward: Generated pictures for the generator.
         flow_weight: Of the flow-matching loss.
         reading_weight: Of the cross-entropy on captions, answers and replies.
         matching_weight: Of the cross-entropy on yes and no.
@@ -82,6 +85,7 @@ class JointConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch: JointBatchConfig = field(default_factory=JointBatchConfig)
     bank: BankConfig = field(default_factory=BankConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     flow_weight: float = 2.0
     reading_weight: float = 1.0
     matching_weight: float = 1.0
@@ -108,7 +112,9 @@ class JointStage:
         self.grammar = Grammar.from_dict(self.unimm.config.grammar or {})
         self.tokenizer = load_tokenizer(config.init)
         self.template = CachedTemplate(self.tokenizer, self.unimm.config.chat)
+        self.drawer = Drawer(self.unimm, self.template, config.batch)
         self.bank = PictureBank(config.bank.capacity)
+        self.rollout: Rollout | None = None
         self.drawn_right = float("nan")
         self.auroc = float("nan")
 
@@ -151,6 +157,10 @@ class JointStage:
             parts["judged"] = judged
             parts["drawn_right"] = torch.tensor(self.drawn_right)
             parts["auroc"] = torch.tensor(self.auroc)
+        if self.rollout:
+            parts["reward"] = reward_loss(self.drawer, self.rollout)
+            parts["rewarded"] = self.rollout.judgement.correct.float().mean()
+            loss = loss + config.reward.weight * parts["reward"]
         return LossReport(loss, parts, num_drawn)
 
     def _reading_loss(self, layout: Layout, latents: Tensor) -> Tensor:
@@ -166,23 +176,37 @@ class JointStage:
             return self._reading_loss(layout, latents), None
         rng = step_rng(self.config.run.seed, STREAM + 1, self.ranks.place(step))
         cases, drawn = self.bank.draw(self.config.bank.rows, rng)
-        both = stack_layouts(layout, self._matching(cases))
+        both = stack_layouts(layout, self.drawer.verdicts(cases))
         hidden = self.unimm(both, torch.cat([latents, drawn.to(latents)]))
         losses, rows = self.unimm.token_losses(hidden, both)
         is_judged = rows >= self.config.batch.matching_rows
         return losses[~is_judged].mean(), losses[is_judged].mean()
 
-    def _matching(self, cases: list[tuple[str, bool]]) -> Layout:
-        length = self.config.batch.matching_length
-        return matching_layout(cases, template=self.template, model=self.unimm, length=length).to(
-            self.device
-        )
-
     def before_step(self, step: int, engine: LocalEngine) -> None:
-        """Draw pictures now and then, judge them, and keep them for the yes/no branch."""
+        """Draw pictures to learn from, and judge them."""
+        if self.config.reward.num_prompts:
+            with engine.averaged():
+                self.rollout = self._draw_rollout(step)
         bank = self.config.bank
-        if step < bank.start or step % bank.every:
-            return
+        if step >= bank.start and step % bank.every == 0:
+            with engine.averaged(), torch.no_grad():
+                self._fill_bank(step)
+
+    def _draw_rollout(self, step: int) -> Rollout:
+        """Draw for the generator, whose pictures the yes/no branch learns from too."""
+        config = self.config.reward
+        rng = step_rng(self.config.run.seed, REWARD_STREAM, self.ranks.place(step))
+        asked = [
+            draw_prompt(rng, self.grammar, config.skill_weights) for _ in range(config.num_prompts)
+        ]
+        generator = Generator(self.device).manual_seed(int(rng.integers(2**62)))
+        rollout = draw_rollout(self.drawer, asked, config, generator)
+        self.bank.add(rollout.prompts, rollout.latents, rollout.judgement)
+        return rollout
+
+    def _fill_bank(self, step: int) -> None:
+        """Draw with guidance for the yes/no branch, and see how well it judges."""
+        bank = self.config.bank
         rng = step_rng(self.config.run.seed, STREAM, self.ranks.place(step))
         asked = [
             draw_prompt(rng, self.grammar, self.config.batch.skill_weights)
@@ -190,18 +214,19 @@ class JointStage:
         ]
         prompts = [prompt for prompt in asked for _ in range(bank.pictures_per_prompt)]
         generator = Generator(self.device).manual_seed(int(rng.integers(2**62)))
-        scale = bank.guidance_scales[(step // bank.every) % len(bank.guidance_scales)]
-        with engine.averaged(), torch.no_grad():
-            latents = self._draw(
-                asked, bank.num_steps, scale, generator, copies=bank.pictures_per_prompt
-            )
-            verdicts = judge_latents(self.unimm.latents, prompts, latents)
-            self.auroc = area_under_roc(
-                self._log_odds(prompts, latents).tolist(), verdicts.tolist()
-            )
-            self.drawn_right = verdicts.float().mean().item()
-            self.bank.add([p.text for p in prompts], latents, verdicts)
-            self._add_noised(asked, rng, generator)
+        latents = self.drawer.draw(
+            asked,
+            num_steps=bank.num_steps,
+            guidance_scale=bank.guidance_scales[(step // bank.every) % len(bank.guidance_scales)],
+            generator=generator,
+            copies=bank.pictures_per_prompt,
+        )
+        judgement = judge_latents(self.unimm.latents, prompts, latents)
+        log_odds = self.drawer.log_odds(prompts, latents)
+        self.auroc = area_under_roc(log_odds.tolist(), judgement.correct.tolist())
+        self.drawn_right = judgement.correct.float().mean().item()
+        self.bank.add(prompts, latents, judgement)
+        self._add_noised(asked, rng, generator)
 
     def _add_noised(self, prompts: list[Prompt], rng: Any, generator: Generator) -> None:
         """Add true pictures moved part of the way to noise, judged by what is left of them."""
@@ -211,36 +236,7 @@ class JointStage:
         noise = torch.randn(clean.shape, generator=generator, device=self.device)
         t = torch.rand((len(prompts), 1, 1), generator=generator, device=self.device) * 0.9
         noised = torch.lerp(clean, noise, t)
-        verdicts = judge_latents(self.unimm.latents, prompts, noised)
-        self.bank.add([p.text for p in prompts], noised, verdicts)
-
-    def _draw(
-        self,
-        prompts: Sequence[Prompt],
-        num_steps: int,
-        guidance_scale: float,
-        generator: Generator,
-        *,
-        copies: int = 1,
-    ) -> Tensor:
-        """Return the latents of some pictures of each prompt, those of a prompt side by side."""
-        turns = [self.template.draw(prompt.text) for prompt in prompts]
-        layout = self.unimm.lay_out(
-            turns, pad_id=self.template.pad_id, length=self.config.batch.drawing_length
-        ).to(self.device)
-        states = tile_states(self.unimm.query_states(self.unimm(layout), layout), copies)
-        shape = (len(states), self.unimm.latents.num_tokens, self.unimm.latents.dim)
-        noise = torch.randn(shape, generator=generator, device=self.device)
-        return self.unimm.generator.sample(
-            states, noise=noise, num_steps=num_steps, guidance_scale=guidance_scale
-        )
-
-    def _log_odds(self, prompts: list[Prompt], latents: Tensor) -> Tensor:
-        layout = self._matching([(prompt.text, True) for prompt in prompts])
-        hidden = self.unimm(layout, latents.to(self.unimm.dtype))
-        rows, columns = (layout.labels[:, 1:] == self.template.yes_ids[0]).nonzero(as_tuple=True)
-        logits = self.unimm.lm.logits(hidden[rows, columns])
-        return logits[:, self.template.yes_ids[0]] - logits[:, self.template.no_ids[0]]
+        self.bank.add(prompts, noised, judge_latents(self.unimm.latents, prompts, noised))
 
     @torch.no_grad()
     def sample_grid(self, step: int) -> Image.Image:
@@ -248,7 +244,12 @@ class JointStage:
         name = "small" if self.grammar == Grammar.small() else "full"
         prompts = load_prompts(name, "train")[5::35][:16]
         generator = Generator(self.device).manual_seed(0)
-        latents = self._draw(prompts, self.config.bank.num_steps, 2.5, generator)
+        latents = self.drawer.draw(
+            prompts,
+            num_steps=self.config.bank.num_steps,
+            guidance_scale=self.unimm.config.sampling.guidance_scale,
+            generator=generator,
+        )
         return picture_grid(self.unimm.latents.decode(latents))
 
     def state_dict(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from unimm.scenes.detect import detect, detect_background
 from unimm.scenes.frozen import load_prompts
 from unimm.scenes.grammar import SPLITS, Grammar, prompts, split_of
 from unimm.scenes.grouping import Detection
-from unimm.scenes.judge import Verdict, judge
+from unimm.scenes.judge import Verdict, judge, shows_held_out
 from unimm.scenes.negatives import near_misses
 from unimm.scenes.parse import parse_prompt
 from unimm.scenes.questions import KINDS, Question, match_question, questions
@@ -66,6 +66,7 @@ __all__ = [
     "render_batch",
     "sample_prompt",
     "sample_scene",
+    "shows_held_out",
     "split_of",
     "words",
 ]

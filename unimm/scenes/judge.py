@@ -1,10 +1,12 @@
 """GenEval's decision rule, exact: does a picture hold what its prompt says and nothing else?"""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Protocol, runtime_checkable
 
+from unimm.scenes.heldout import HELD_ARRANGEMENTS, HELD_COUNTS, HELD_NUMBER, HELD_PAIRS
 from unimm.scenes.spec import ObjectSpec, Prompt, phrase_of, with_article
 from unimm.scenes.world import UNKNOWN, relation_between
 
@@ -55,6 +57,24 @@ def judge(prompt: Prompt, seen: Sequence[Seen]) -> Verdict:
         if all(map(_matches, order, specs)):
             return _judge_relation(prompt, order)
     return Verdict(False, f"expected {expected}, found {describe(seen)}")
+
+
+def shows_held_out(prompt: Prompt, seen: Sequence[Seen]) -> bool:
+    """Tell whether a picture shows what training must not, as pictures drawn by a model may.
+
+    The rules are those of :func:`unimm.scenes.sample_scene`: no held-out pair, no held-out
+    number, and no held-out arrangement of two shapes where the prompt asks for no relation.
+    """
+    if any((one.colour, one.shape) in HELD_PAIRS for one in seen) or len(seen) >= HELD_NUMBER:
+        return True
+    numbers = Counter(one.shape for one in seen)
+    if any((number, shape) in HELD_COUNTS for shape, number in numbers.items()):
+        return True
+    if len(seen) != 2 or prompt.spec.relation is not None:
+        return False
+    first, second = seen
+    relation = relation_between((first.x, first.y), (second.x, second.y))
+    return (first.shape, relation, second.shape) in HELD_ARRANGEMENTS
 
 
 def _judge_one_kind(spec: ObjectSpec, number: int, expected: str, seen: Sequence[Seen]) -> Verdict:

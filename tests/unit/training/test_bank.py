@@ -1,21 +1,30 @@
 """The verifier's pool of judged pictures."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from training.stages.bank import BankConfig, PictureBank, judge_latents
+from training.stages.bank import BankConfig, Judgement, PictureBank, judge_latents
 from unimm.latents import PatchLatents
 from unimm.scenes import Grammar, Prompt, render, sample_prompt, sample_scene
+
+A_CIRCLE = sample_prompt(np.random.default_rng(0), Grammar.small(), skill="single_object")
+
+
+def add(bank: PictureBank, texts: list[str], latents: Tensor, correct: Tensor) -> None:
+    prompts = [replace(A_CIRCLE, text=text) for text in texts]
+    bank.add(prompts, latents, Judgement(correct, torch.zeros_like(correct)))
 
 
 def fill(bank: PictureBank, numbers: range, *, right_every: int = 3) -> None:
     """Add pictures whose latents, prompt and verdict all tell their number."""
     latents = torch.tensor([[[float(n)]] for n in numbers])
     verdicts = torch.tensor([n % right_every == 0 for n in numbers])
-    bank.add([f"picture {n}" for n in numbers], latents, verdicts)
+    add(bank, [f"picture {n}" for n in numbers], latents, verdicts)
 
 
 def drawn_numbers(bank: PictureBank, count: int, *, seed: int = 0) -> list[int]:
@@ -94,9 +103,11 @@ def test_pictures_are_judged_by_their_own_prompts() -> None:
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     space = PatchLatents(64, 16)
     latents = space.encode(pixels)
-    assert judge_latents(space, prompts, latents).all()
-    assert not judge_latents(space, others, latents).any()
-    assert not judge_latents(space, prompts, torch.zeros_like(latents)).any()
+    judgement = judge_latents(space, prompts, latents)
+    assert judgement.correct.all()
+    assert not judgement.held_out.any()
+    assert not judge_latents(space, others, latents).correct.any()
+    assert not judge_latents(space, prompts, torch.zeros_like(latents)).correct.any()
 
 
 def test_right_and_wrong_pictures_of_a_draw_share_their_prompts() -> None:
@@ -104,8 +115,24 @@ def test_right_and_wrong_pictures_of_a_draw_share_their_prompts() -> None:
     bank = PictureBank(100)
     verdicts = torch.tensor([True, True, True, False, True, False, False, False])
     prompts = ["easy"] * 3 + ["mixed"] * 2 + ["other"] + ["hard"] * 2
-    bank.add([*prompts, "other"], torch.zeros(9, 1, 1), torch.cat([verdicts, torch.tensor([True])]))
+    add(
+        bank, [*prompts, "other"], torch.zeros(9, 1, 1), torch.cat([verdicts, torch.tensor([True])])
+    )
     cases, _ = bank.draw(40, np.random.default_rng(0))
     assert {prompt for prompt, _ in cases} == {"mixed", "other"}
     for first, second in zip(cases[::2], cases[1::2], strict=True):
         assert (first[0], first[1], second[1]) == (second[0], True, False)
+
+
+def test_pictures_of_held_out_content_are_not_kept() -> None:
+    """A model may draw what training must not show: a red circle where any circle will do."""
+    bank = PictureBank(100)
+    prompts = [replace(A_CIRCLE, text=f"picture {n}") for n in range(4)]
+    held_out = torch.tensor([False, True, True, False])
+    correct = torch.tensor([True, True, False, False])
+    bank.add(prompts, torch.arange(4.0).view(4, 1, 1), Judgement(correct, held_out))
+    assert bank.prompts == ["picture 0", "picture 3"]
+    assert bank.latents.flatten().tolist() == [0, 3]
+    assert bank.verdicts.tolist() == [True, False]
+    bank.add(prompts[1:3], torch.zeros(2, 1, 1), Judgement(correct[1:3], held_out[1:3]))
+    assert len(bank) == 2

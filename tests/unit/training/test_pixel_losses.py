@@ -21,6 +21,7 @@ from training.losses.critic import Critic, CriticConfig
 from training.losses.dino import DinoConfig, DinoFeatures
 from training.losses.discriminator import DinoDiscriminator, PatchDiscriminator
 from training.losses.perceptual import CONVS_OF_STAGE, LPIPS
+from training.stages.decoder import visible_error
 from unimm.errors import CheckpointError
 
 CHANNELS = (2, 3, 4, 5, 6)
@@ -214,3 +215,21 @@ def test_a_critic_goes_on_exactly_and_survives_a_bad_picture() -> None:
     for name, tensor in straight.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     assert straight.updates == resumed.updates == 5
+
+
+def test_an_error_nobody_sees_costs_nothing_and_a_faint_line_does() -> None:
+    error = torch.zeros(1, 3, 8, 8)
+    error[0, :, 0] = 0.05  # 0.087 in RGB: below the margin
+    error[0, 0, 4] = 0.25
+    error[0, 1, 4] = -0.2  # 0.32 in RGB
+    seen = visible_error(error, 0.1)
+    assert seen.shape == (1, 8, 8)
+    assert not seen[0, :4].any()
+    torch.testing.assert_close(seen[0, 4], torch.full((8,), 0.1025**0.5 - 0.1))
+
+
+def test_a_perfect_picture_has_a_gradient() -> None:
+    error = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    visible_error(error, 0.1).sum().backward()
+    assert error.grad is not None
+    assert not error.grad.any()  # and not NaN, as a norm's could be at 0

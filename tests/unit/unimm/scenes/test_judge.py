@@ -1,10 +1,23 @@
 """The decision rule: what is right, what is wrong, and what is said about it."""
 
+import numpy as np
 import pytest
 
-from unimm.scenes import Grammar, SceneObject, judge, parse_prompt
+from unimm.scenes import (
+    Grammar,
+    SceneObject,
+    judge,
+    parse_prompt,
+    sample_prompt,
+    sample_scene,
+    shows_held_out,
+    split_of,
+)
+from unimm.scenes.heldout import HELD_TRIPLES
+from unimm.scenes.world import OPPOSITE
 
 FULL = Grammar.full()
+HELD_MIRRORS = {(other, OPPOSITE[relation], shape) for shape, relation, other in HELD_TRIPLES}
 
 
 def seen(text: str) -> list[SceneObject]:
@@ -101,3 +114,40 @@ def test_the_order_of_what_was_seen_does_not_matter() -> None:
     prompt = parse_prompt("a picture of a red circle above a blue ring", FULL)
     objects = seen("circle red 9 9, ring blue 9 40")
     assert judge(prompt, objects) == judge(prompt, objects[::-1])
+
+
+@pytest.mark.parametrize(
+    ("objects", "expected"),
+    [
+        ("square red 20 32, circle blue 44 32", False),
+        ("circle red 20 32, square blue 44 32", True),
+        ("diamond blue 20 32, diamond blue 44 32", True),
+        (
+            "square red 9 9, square red 30 9, square red 50 9, square red 9 40, square red 40 40",
+            True,
+        ),
+        ("", False),
+    ],
+)
+def test_what_training_must_not_show_is_seen(objects: str, expected: bool) -> None:
+    prompt = parse_prompt("a picture of a circle and a square", FULL)
+    assert shows_held_out(prompt, seen(objects)) == expected
+
+
+def test_a_training_prompt_may_ask_for_the_mirror_of_a_held_arrangement() -> None:
+    first, relation, second = min(HELD_TRIPLES - HELD_MIRRORS)
+    places = {"left of": "10 32", "right of": "54 32", "above": "32 10", "below": "32 54"}
+    objects = f"{first} white {places[relation]}, {second} white {places[OPPOSITE[relation]]}"
+    open_prompt = parse_prompt(f"a picture of a {first} and a {second}", FULL)
+    mirror = parse_prompt(f"a picture of a {second} {OPPOSITE[relation]} a {first}", FULL)
+    assert split_of(mirror) == "train"
+    assert shows_held_out(open_prompt, seen(objects))
+    assert not shows_held_out(mirror, seen(objects))
+
+
+@pytest.mark.parametrize("grammar", [FULL, Grammar.small()])
+def test_no_training_picture_shows_what_is_held_out(grammar: Grammar) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        prompt = sample_prompt(rng, grammar)
+        assert not shows_held_out(prompt, sample_scene(rng, grammar, prompt).objects)
