@@ -283,7 +283,7 @@ def test_a_killed_reward_run_draws_and_judges_the_same_pictures_again(
     for line in map(json.loads, reward.metrics("whole")):
         assert {"reward", "rewarded", "judged"} <= set(line)
     config = json.loads((reward.model("whole") / "config.json").read_text())
-    assert config["sampling"]["guidance_scale"] == 1.0
+    assert config["sampling"]["guidance_scale"] == 1.5
 
 
 def test_a_run_leaves_pictures_scalars_and_its_configuration(joint: Stage) -> None:

@@ -10,7 +10,7 @@ Shape legend:
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -20,7 +20,7 @@ from unimm.checkpoint import load_model, read_config, save_checkpoint
 from unimm.config import UniMMConfig
 from unimm.config_io import from_dict, to_dict
 from unimm.layout import Layout, stack_layouts
-from unimm.model import UniMM
+from unimm.model import Part, UniMM
 from unimm.roc import area_under_roc
 from unimm.scenes import Grammar, Prompt, load_prompts, sample_scene
 from unimm.tokenizer import load_tokenizer
@@ -56,6 +56,10 @@ from .rewards import RewardConfig, Rollout, draw_rollout, reward_loss
 
 STREAM = 4
 REWARD_STREAM = 6
+TRAINED: dict[str, tuple[Part, ...]] = {
+    "full": ("language", "queries", "projector", "generator"),
+    "frozen": ("generator",),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +78,8 @@ class JointConfig:
         reading_weight: Of the cross-entropy on captions, answers and replies.
         matching_weight: Of the cross-entropy on yes and no.
         read_noise: Largest standard deviation of noise on latents that are read.
+        language: Train language model, queries and projector too. Where they are frozen nothing
+            is read, and a step costs half: what the queries say is known, the DiT learns.
         keep_generator: Go on from the generator in ``init`` instead of a fresh one.
         compile_blocks: Compile each block of the language model and the DiT; takes minutes to
             start, and a C++ compiler on a CPU.
@@ -90,6 +96,7 @@ class JointConfig:
     reading_weight: float = 1.0
     matching_weight: float = 1.0
     read_noise: float = 0.3
+    language: Literal["full", "frozen"] = "full"
     keep_generator: bool = False
     compile_blocks: bool = False
 
@@ -103,7 +110,7 @@ class JointStage:
         self.unimm = build_model(config)
         self.model = self.unimm
         self.unimm.to(self.device, getattr(torch, config.run.precision))
-        self.unimm.train_only(["language", "queries", "projector", "generator"])
+        self.unimm.train_only(TRAINED[config.language])
         use_fast_norms(self.unimm.language)
         if self.device.type == "cpu":
             use_fast_attention(self.unimm.language)
@@ -141,26 +148,24 @@ class JointStage:
         drawing = batch.drawing.to(self.device)
         hidden = self.unimm(drawing)
         states = tile_states(self.unimm.query_states(hidden, drawing), sizes.pictures_per_prompt)
-        flow = self.unimm.generator.loss(states, drawn, generator=generator)
-        replies = self.unimm.token_losses(hidden, drawing)[0].mean()
-        read = noised(read, config.read_noise, generator)
-        reading = self._reading_loss(batch.reading.to(self.device), read)
-        matched = noised(first_pictures(drawn, sizes), config.read_noise, generator)
-        matching, judged = self._matching_losses(batch.matching.to(self.device), matched, step)
-        loss = (
-            config.flow_weight * flow
-            + config.reading_weight * (reading + 0.1 * replies)
-            + config.matching_weight * (matching + (judged if judged is not None else 0.0))
-        )
-        parts = {"flow": flow, "reading": reading, "replies": replies, "matching": matching}
-        if judged is not None:
-            parts["judged"] = judged
-            parts["drawn_right"] = torch.tensor(self.drawn_right)
-            parts["auroc"] = torch.tensor(self.auroc)
+        parts = {"flow": self.unimm.generator.loss(states, drawn, generator=generator)}
+        loss = config.flow_weight * parts["flow"]
         if self.rollout:
             parts["reward"] = reward_loss(self.drawer, self.rollout)
             parts["rewarded"] = self.rollout.judgement.correct.float().mean()
             loss = loss + config.reward.weight * parts["reward"]
+        if config.language == "full":
+            replies = self.unimm.token_losses(hidden, drawing)[0].mean()
+            read = noised(read, config.read_noise, generator)
+            reading = self._reading_loss(batch.reading.to(self.device), read)
+            matched = noised(first_pictures(drawn, sizes), config.read_noise, generator)
+            matching = self._matching_losses(batch.matching.to(self.device), matched, step)
+            parts |= {"reading": reading, "replies": replies} | matching
+            loss = loss + config.reading_weight * (reading + 0.1 * replies)
+            loss = loss + config.matching_weight * torch.stack([*matching.values()]).sum()
+        if len(self.bank):
+            parts["drawn_right"] = torch.tensor(self.drawn_right)
+            parts["auroc"] = torch.tensor(self.auroc)
         return LossReport(loss, parts, num_drawn)
 
     def _reading_loss(self, layout: Layout, latents: Tensor) -> Tensor:
@@ -168,19 +173,17 @@ class JointStage:
         losses, _ = self.unimm.token_losses(hidden, layout)
         return losses.mean()
 
-    def _matching_losses(
-        self, layout: Layout, latents: Tensor, step: int
-    ) -> tuple[Tensor, Tensor | None]:
+    def _matching_losses(self, layout: Layout, latents: Tensor, step: int) -> dict[str, Tensor]:
         """Return the cross-entropy of yes/no on true pictures, and on drawn ones if there are."""
         if not len(self.bank):
-            return self._reading_loss(layout, latents), None
+            return {"matching": self._reading_loss(layout, latents)}
         rng = step_rng(self.config.run.seed, STREAM + 1, self.ranks.place(step))
         cases, drawn = self.bank.draw(self.config.bank.rows, rng)
         both = stack_layouts(layout, self.drawer.verdicts(cases))
         hidden = self.unimm(both, torch.cat([latents, drawn.to(latents)]))
         losses, rows = self.unimm.token_losses(hidden, both)
         is_judged = rows >= self.config.batch.matching_rows
-        return losses[~is_judged].mean(), losses[is_judged].mean()
+        return {"matching": losses[~is_judged].mean(), "judged": losses[is_judged].mean()}
 
     def before_step(self, step: int, engine: LocalEngine) -> None:
         """Draw pictures to learn from, and judge them."""

@@ -94,20 +94,24 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], messag
 REWARD = RewardConfig(num_prompts=3, pictures_per_prompt=4, rows=6, num_steps=2)
 
 
-@pytest.fixture
-def stage(vision_model: Path, tmp_path: Path) -> JointStage:
+def make_stage(model: Path, tmp_path: Path, **settings: Any) -> JointStage:
     lengths = JointBatchConfig(
         num_prompts=2, pictures_per_prompt=1, matching_rows=1, reading_rows=1, pictures_per_row=1
     )
     run = RunConfig(output_dir=tmp_path, num_steps=4, precision="float32", ema_decay=0.5)
     bank = BankConfig(start=100, rows=2)
-    config = JointConfig(run=run, init=vision_model, batch=lengths, bank=bank, reward=REWARD)
+    config = JointConfig(run=run, init=model, batch=lengths, bank=bank, reward=REWARD, **settings)
     stage = JointStage(config)
     generator = Generator().manual_seed(0)
     with torch.no_grad():  # a fresh DiT draws the same picture always
         for parameter in stage.unimm.generator.parameters():
             parameter.normal_(std=0.2, generator=generator)
     return stage
+
+
+@pytest.fixture
+def stage(vision_model: Path, tmp_path: Path) -> JointStage:
+    return make_stage(vision_model, tmp_path)
 
 
 @pytest.fixture
@@ -195,3 +199,20 @@ def test_a_drawer_draws_what_the_stage_would(stage: JointStage, prompts: list[Pr
 
     torch.testing.assert_close(drawn(3)[:4], drawn(2), atol=1e-4, rtol=1e-4)
     assert drawer.log_odds([p for p in prompts for _ in range(2)], drawn(3)).shape == (6,)
+
+
+def test_with_a_frozen_language_model_only_the_generator_learns(
+    vision_model: Path, tmp_path: Path
+) -> None:
+    stage = make_stage(vision_model, tmp_path, language="frozen")
+    config = stage.config
+    before = {name: p.detach().clone() for name, p in stage.unimm.named_parameters()}
+    engine = LocalEngine(stage.groups(), config.optimizer, num_steps=4, ema_decay=0.5)
+    stage.before_step(0, engine)
+    report = stage.loss(stage.batch(0), step=0, generator=step_generator(config.run, 0))
+    assert {"flow", "reward", "rewarded"} <= set(report.parts)
+    assert not {"reading", "replies", "matching", "judged"} & set(report.parts)
+    engine.step(report.loss, 0)
+    changed = {n for n, p in stage.unimm.named_parameters() if not torch.equal(p, before[n])}
+    assert changed
+    assert all(name.startswith("generator.") for name in changed)
