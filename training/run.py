@@ -75,7 +75,7 @@ def _config_class(name: StageName) -> type[Any]:
 
             return ReadingConfig
         case "joint":
-            from .stages.joint import JointConfig
+            from .stages.joint_config import JointConfig
 
             return JointConfig
         case "unified":

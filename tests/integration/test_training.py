@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 NUM_STEPS = 6
 
@@ -115,6 +117,16 @@ TINY = {
         "reward.pictures_per_prompt=3",
         "reward.rows=4",
         "reward.num_steps=2",
+    ),
+    "verifier": (
+        "batch.num_prompts=2",
+        "batch.reading_rows=2",
+        "batch.matching_rows=2",
+        "bank.every=2",
+        "bank.num_prompts=2",
+        "bank.pictures_per_prompt=2",
+        "bank.rows=2",
+        "bank.num_steps=2",
     ),
 }
 
@@ -284,6 +296,24 @@ def test_a_killed_reward_run_draws_and_judges_the_same_pictures_again(
         assert {"reward", "rewarded", "judged"} <= set(line)
     config = json.loads((reward.model("whole") / "config.json").read_text())
     assert config["sampling"]["guidance_scale"] == 1.5
+
+
+def test_a_killed_verifier_run_is_held_to_the_same_conditions(
+    unimm: Commands, folder: Path, joint: Stage
+) -> None:
+    """What is kept is what the model said at the beginning, not when it was killed."""
+    verifier = Stage("verifier", folder / "verifier", init=joint.model("whole"))
+    train_whole(unimm, verifier, "run.num_workers=0")
+    command = verifier.arguments("killed", "run.num_workers=0")
+    assert unimm(*command, at_step=5).status == -signal.SIGKILL
+    assert unimm(*command).status == 0
+    verifier.check_same("killed", "whole")
+    before, after = (
+        load_file(model / "model.safetensors")
+        for model in (joint.model("whole"), verifier.model("whole"))
+    )
+    changed = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
+    assert changed == {"language", "queries", "projector"}
 
 
 def test_a_run_leaves_pictures_scalars_and_its_configuration(joint: Stage) -> None:

@@ -1,15 +1,15 @@
 """A replay bank of what the generator makes, with the exact detector's verdict.
 
 A verifier that has only seen true pictures cannot judge half-broken ones, so the yes/no branch
-also learns from generated and noised latents.
+also learns from generated and noised latents. A verdict is one bit; what the detector sees in the
+picture is much more, so there may be questions about that too.
 
 Shape legend:
     B batch      N latent tokens      D latent channels
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unimm.config_io import from_dict
 from unimm.image import pixels_to_images
 from unimm.latents import LatentSpace
-from unimm.scenes import Prompt, detect, judge, shows_held_out
+from unimm.scenes import Prompt, Scene, detect, judge, recognize, shows_held_out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,11 @@ class BankConfig:
             ones of the same prompt.
         capacity: Pictures kept.
         rows: Matching rows of a training step that come from the bank.
+        paired_share: Share of these rows that are a right and a wrong picture of one prompt. The
+            others are right and wrong ones of any prompts, so that which prompts are hard counts
+            too, as it does for scores that are compared between prompts.
+        reading_rows: Rows of questions about drawn pictures, answered by what they show, right
+            for their prompt or not.
         num_steps: Sampler steps.
         guidance_scales: Guidance of a draw, each in turn.
     """
@@ -44,6 +50,8 @@ class BankConfig:
     pictures_per_prompt: int = 4
     capacity: int = 4096
     rows: int = 16
+    paired_share: float = 1.0
+    reading_rows: int = 0
     num_steps: int = 12
     guidance_scales: tuple[float, ...] = (1.5, 2.5, 3.5)
 
@@ -52,6 +60,10 @@ class BankConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.paired_share <= 1:
+            raise ValueError(f"paired_share must be from 0 to 1, got {self.paired_share}")
+        if self.reading_rows < 0:
+            raise ValueError(f"reading_rows must not be negative, got {self.reading_rows}")
         if not self.guidance_scales:
             raise ValueError("guidance_scales must hold at least one scale, such as [2.5]")
 
@@ -63,10 +75,22 @@ class Judgement:
     Args:
         correct: Whether each shows exactly what its prompt says, (B).
         held_out: Whether it shows what is held out of training, (B).
+        scenes: What it shows, None where something in it has no name.
     """
 
     correct: Tensor
     held_out: Tensor
+    scenes: Sequence[Scene | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """What is known of a picture in the bank."""
+
+    prompt: str
+    is_right: bool
+    is_drawn: bool
+    scene: Scene | None
 
 
 class PictureBank:
@@ -75,68 +99,104 @@ class PictureBank:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.latents = torch.empty(0)
-        self.verdicts = torch.empty(0, dtype=torch.bool)
-        self.prompts: list[str] = []
+        self.cases: list[_Case] = []
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self.cases)
 
     def add(
-        self, prompts: Sequence[Prompt], latents: Float[Tensor, "B N D"], judgement: Judgement
+        self,
+        prompts: Sequence[Prompt],
+        latents: Float[Tensor, "B N D"],
+        judgement: Judgement,
+        *,
+        is_drawn: bool = True,
     ) -> None:
-        """Take in judged latents, but for those of held-out content, and let the oldest go."""
+        """Take in judged latents, but for those of held-out content, and let the oldest go.
+
+        Args:
+            prompts: What each was made for.
+            latents: The pictures.
+            judgement: The detector's word on them.
+            is_drawn: Whether the model drew them; noised true pictures are told from right ones
+                too easily to be compared with.
+        """
         kept = (~judgement.held_out).nonzero().flatten()
         stored = latents[kept.to(latents.device)].to("cpu", torch.bfloat16)
         old = self.latents if len(self) else stored[:0]
         self.latents = torch.cat([old, stored])[-self.capacity :]
-        self.verdicts = torch.cat([self.verdicts, judgement.correct[kept]])[-self.capacity :]
-        texts = [prompts[number].text for number in kept.tolist()]
-        self.prompts = (self.prompts + texts)[-self.capacity :]
+        verdicts = judgement.correct.tolist()
+        added = [
+            _Case(prompts[i].text, verdicts[i], is_drawn, judgement.scenes[i])
+            for i in kept.tolist()
+        ]
+        self.cases = (self.cases + added)[-self.capacity :]
 
     def draw(
-        self, count: int, rng: np.random.Generator
+        self, count: int, rng: np.random.Generator, *, paired_share: float = 1.0
     ) -> tuple[list[tuple[str, bool]], Float[Tensor, "B N D"]]:
         """Return cases: a right and a wrong picture of one prompt, then of another.
 
         Of the same prompt, because a verifier of pictures that differ in their prompts can do
-        well by knowing which prompts are hard. Without a prompt that has both, all are drawn from.
+        well by knowing which prompts are hard; but in a share of cases, and without a prompt that
+        has both, the two are taken from all.
         """
-        by_prompt = self._by_prompt()
-        pools = [pool for pool in by_prompt if all(pool)]
-        if not pools:
-            rights, wrongs = zip(*by_prompt, strict=True)
-            pools = [([*chain(*rights)], [*chain(*wrongs)])]
+        everything = self._sides(range(len(self)))
+        pools = self._pools()
         chosen: list[int] = []
         while len(chosen) < count:
-            pool = pools[rng.integers(len(pools))]
+            is_paired = pools and rng.random() < paired_share
+            pool = pools[rng.integers(len(pools))] if is_paired else everything
             chosen += [members[rng.integers(len(members))] for members in pool if members]
-        cases = [(self.prompts[i], bool(self.verdicts[i])) for i in chosen[:count]]
-        return cases, self.latents[chosen[:count]]
+        picked = [self.cases[number] for number in chosen[:count]]
+        return [(case.prompt, case.is_right) for case in picked], self.latents[chosen[:count]]
 
-    def _by_prompt(self) -> list[tuple[list[int], list[int]]]:
-        """Return the numbers of the right and of the wrong pictures of each prompt."""
-        found: dict[str, tuple[list[int], list[int]]] = {}
-        for number, is_right in enumerate(self.verdicts.tolist()):
-            right, wrong = found.setdefault(self.prompts[number], ([], []))
-            (right if is_right else wrong).append(number)
-        return list(found.values())
+    def draw_shown(
+        self, count: int, rng: np.random.Generator
+    ) -> tuple[list[Scene], Float[Tensor, "B N D"]]:
+        """Return drawn pictures and what they show, every second wrong for its prompt.
+
+        Fewer than asked for, if need be none, while there are no pictures of which this is known.
+        """
+        known = [n for n, case in enumerate(self.cases) if case.is_drawn and case.scene]
+        sides = [side for side in self._sides(known) if side]
+        chosen = [sides[k % len(sides)] for k in range(count)] if sides else []
+        numbers = [side[rng.integers(len(side))] for side in chosen]
+        scenes = [self.cases[number].scene for number in numbers]
+        return [scene for scene in scenes if scene], self.latents[numbers]
+
+    def _pools(self) -> list[tuple[list[int], list[int]]]:
+        """Return the right and the wrong pictures of each prompt that was drawn rightly and not."""
+        by_prompt: dict[str, list[int]] = {}
+        for number, case in enumerate(self.cases):
+            if case.is_drawn:
+                by_prompt.setdefault(case.prompt, []).append(number)
+        return [sides for numbers in by_prompt.values() if all(sides := self._sides(numbers))]
+
+    def _sides(self, numbers: Iterable[int]) -> tuple[list[int], list[int]]:
+        """Return which of these pictures are right, and which are wrong."""
+        sides: tuple[list[int], list[int]] = ([], [])
+        for number in numbers:
+            sides[0 if self.cases[number].is_right else 1].append(number)
+        return sides
 
     def state_dict(self) -> dict[str, Any]:
-        return {"latents": self.latents, "verdicts": self.verdicts, "prompts": self.prompts}
+        return {"latents": self.latents, "cases": [asdict(case) for case in self.cases]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.latents, self.verdicts = state["latents"], state["verdicts"]
-        self.prompts = list(state["prompts"])
+        self.latents = state["latents"]
+        self.cases = [from_dict(_Case, case) for case in state["cases"]]
 
 
 def judge_latents(
     space: LatentSpace, prompts: Sequence[Prompt], latents: Float[Tensor, "B N D"]
 ) -> Judgement:
     """Decode latents and look at the pictures."""
-    pictures = pixels_to_images(space.decode(latents))
-    seen = [detect(np.asarray(picture)) for picture in pictures]
+    pictures = [np.asarray(picture) for picture in pixels_to_images(space.decode(latents))]
+    seen = [detect(picture) for picture in pictures]
     pairs = [*zip(prompts, seen, strict=True)]
     return Judgement(
         correct=torch.tensor([judge(*pair).correct for pair in pairs], dtype=torch.bool),
         held_out=torch.tensor([shows_held_out(*pair) for pair in pairs], dtype=torch.bool),
+        scenes=[recognize(*pair) for pair in zip(pictures, seen, strict=True)],
     )

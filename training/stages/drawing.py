@@ -5,7 +5,9 @@ Shape legend:
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
@@ -13,9 +15,11 @@ from torch import Generator, Tensor
 from unimm.chat import ChatTemplate
 from unimm.layout import Layout
 from unimm.model import UniMM
-from unimm.scenes import Prompt
+from unimm.scenes import Grammar, Prompt
 
 from ..data.joint import JointBatchConfig, matching_layout, tile_states
+from ..data.reading import conversations
+from ..data.scenes import SceneSample
 
 
 class Drawer:
@@ -41,6 +45,19 @@ class Drawer:
         """Return yes/no rows for prompts and verdicts."""
         length = self.lengths.matching_length
         layout = matching_layout(cases, template=self.template, model=self.model, length=length)
+        return layout.to(self.model.device)
+
+    def questions(
+        self, samples: Sequence[SceneSample], rng: np.random.Generator, grammar: Grammar
+    ) -> Layout:
+        """Return a row of questions and the prompt for each picture."""
+        talk = replace(self.lengths, caption_share=0.0, prompt_share=1.0)
+        forks = [conversations(one, self.template, rng, grammar, talk) for one in samples]
+        layout = self.model.lay_out_packed(
+            [[fork] for fork in forks],
+            pad_id=self.template.pad_id,
+            length=self.lengths.reading_length,
+        )
         return layout.to(self.model.device)
 
     def states(self, layout: Layout) -> Float[Tensor, "B Q H"]:

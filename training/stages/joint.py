@@ -2,34 +2,30 @@
 
 The loss is 2.0 x flow matching + cross-entropy, as Scale-RAE's (arXiv:2601.16208). The yes/no
 branch also sees what the generator makes, with the exact detector's verdict as the answer; with
-``reward.num_prompts`` the generator learns from these verdicts too.
+``reward.num_prompts`` the generator learns from these verdicts too. With ``drawing: keep`` the
+language model learns to read and to judge alone, and goes on telling the generator what it did.
 
 Shape legend:
     B batch      N latent tokens      D latent channels      P prompts      K pictures of a prompt
 """
 
-from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from unimm.checkpoint import load_model, read_config, save_checkpoint
-from unimm.config import UniMMConfig
-from unimm.config_io import from_dict, to_dict
+from unimm.checkpoint import save_checkpoint
 from unimm.layout import Layout, stack_layouts
-from unimm.model import Part, UniMM
 from unimm.roc import area_under_roc
-from unimm.scenes import Grammar, Prompt, load_prompts, sample_scene
+from unimm.scenes import Grammar, Prompt, load_prompts, prompt_for, sample_scene
 from unimm.tokenizer import load_tokenizer
 
-from ..build import compile_blocks, merged
-from ..config import OptimizerConfig, RunConfig
+from ..build import compile_blocks
 from ..data.joint import (
     JointBatch,
-    JointBatchConfig,
     first_pictures,
     joint_batch,
     tile_states,
@@ -50,55 +46,15 @@ from ..imperfect import noised
 from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
 from ..ranks import ALONE, Ranks, run_device
-from .bank import BankConfig, PictureBank, judge_latents
+from .bank import PictureBank, judge_latents
 from .drawing import Drawer
-from .rewards import RewardConfig, Rollout, draw_rollout, reward_loss
+from .joint_config import JointConfig, build_model
+from .keeping import KeptConditions
+from .rewards import Rollout, draw_rollout, reward_loss
 
 STREAM = 4
 REWARD_STREAM = 6
-TRAINED: dict[str, tuple[Part, ...]] = {
-    "full": ("language", "queries", "projector", "generator"),
-    "frozen": ("generator",),
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JointConfig:
-    """A run of the joint stage.
-
-    Args:
-        run: Length, place, machine.
-        init: Model directory of the stage before.
-        model: Overrides of the stage before's configuration: generator, sampling, chat.
-        optimizer: AdamW and its schedule.
-        batch: What a step is made of.
-        bank: Generated pictures for the verifier.
-        reward: Generated pictures for the generator.
-        flow_weight: Of the flow-matching loss.
-        reading_weight: Of the cross-entropy on captions, answers and replies.
-        matching_weight: Of the cross-entropy on yes and no.
-        read_noise: Largest standard deviation of noise on latents that are read.
-        language: Train language model, queries and projector too. Where they are frozen nothing
-            is read, and a step costs half: what the queries say is known, the DiT learns.
-        keep_generator: Go on from the generator in ``init`` instead of a fresh one.
-        compile_blocks: Compile each block of the language model and the DiT; takes minutes to
-            start, and a C++ compiler on a CPU.
-    """
-
-    run: RunConfig
-    init: Path
-    model: dict[str, Any] = field(default_factory=dict)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    batch: JointBatchConfig = field(default_factory=JointBatchConfig)
-    bank: BankConfig = field(default_factory=BankConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    flow_weight: float = 2.0
-    reading_weight: float = 1.0
-    matching_weight: float = 1.0
-    read_noise: float = 0.3
-    language: Literal["full", "frozen"] = "full"
-    keep_generator: bool = False
-    compile_blocks: bool = False
+SHOWN_STREAM = 7
 
 
 class JointStage:
@@ -110,10 +66,11 @@ class JointStage:
         self.unimm = build_model(config)
         self.model = self.unimm
         self.unimm.to(self.device, getattr(torch, config.run.precision))
-        self.unimm.train_only(TRAINED[config.language])
+        self.unimm.train_only(config.trained)
         use_fast_norms(self.unimm.language)
         if self.device.type == "cpu":
             use_fast_attention(self.unimm.language)
+        self.kept = KeptConditions(self.unimm) if config.drawing == "keep" else None
         if config.compile_blocks:
             compile_blocks(self.unimm, dynamic=False)  # all batches have one shape
         self.grammar = Grammar.from_dict(self.unimm.config.grammar or {})
@@ -147,9 +104,14 @@ class JointStage:
         drawn, read = latents.split([num_drawn, len(latents) - num_drawn])
         drawing = batch.drawing.to(self.device)
         hidden = self.unimm(drawing)
-        states = tile_states(self.unimm.query_states(hidden, drawing), sizes.pictures_per_prompt)
-        parts = {"flow": self.unimm.generator.loss(states, drawn, generator=generator)}
-        loss = config.flow_weight * parts["flow"]
+        states = self.unimm.query_states(hidden, drawing)
+        if self.kept:
+            parts = {"kept": self.kept.distance(states, drawing)}
+            loss = config.keep_weight * parts["kept"]
+        else:
+            states = tile_states(states, sizes.pictures_per_prompt)
+            parts = {"flow": self.unimm.generator.loss(states, drawn, generator=generator)}
+            loss = config.flow_weight * parts["flow"]
         if self.rollout:
             parts["reward"] = reward_loss(self.drawer, self.rollout)
             parts["rewarded"] = self.rollout.judgement.correct.float().mean()
@@ -158,10 +120,12 @@ class JointStage:
             replies = self.unimm.token_losses(hidden, drawing)[0].mean()
             read = noised(read, config.read_noise, generator)
             reading = self._reading_loss(batch.reading.to(self.device), read)
+            shown = self._shown_losses(step)
             matched = noised(first_pictures(drawn, sizes), config.read_noise, generator)
             matching = self._matching_losses(batch.matching.to(self.device), matched, step)
-            parts |= {"reading": reading, "replies": replies} | matching
+            parts |= {"reading": reading, "replies": replies} | matching | shown
             loss = loss + config.reading_weight * (reading + 0.1 * replies)
+            loss = loss + config.reading_weight * sum(shown.values())
             loss = loss + config.matching_weight * torch.stack([*matching.values()]).sum()
         if len(self.bank):
             parts["drawn_right"] = torch.tensor(self.drawn_right)
@@ -178,12 +142,28 @@ class JointStage:
         if not len(self.bank):
             return {"matching": self._reading_loss(layout, latents)}
         rng = step_rng(self.config.run.seed, STREAM + 1, self.ranks.place(step))
-        cases, drawn = self.bank.draw(self.config.bank.rows, rng)
+        cases, drawn = self.bank.draw(
+            self.config.bank.rows, rng, paired_share=self.config.bank.paired_share
+        )
         both = stack_layouts(layout, self.drawer.verdicts(cases))
         hidden = self.unimm(both, torch.cat([latents, drawn.to(latents)]))
         losses, rows = self.unimm.token_losses(hidden, both)
         is_judged = rows >= self.config.batch.matching_rows
         return {"matching": losses[~is_judged].mean(), "judged": losses[is_judged].mean()}
+
+    def _shown_losses(self, step: int) -> dict[str, Tensor]:
+        """Return the cross-entropy on questions about what drawn pictures show."""
+        count = self.config.bank.reading_rows
+        rng = step_rng(self.config.run.seed, SHOWN_STREAM, self.ranks.place(step))
+        scenes, latents = self.bank.draw_shown(3 * count, rng)
+        asked = [prompt_for(scene, rng, self.grammar) for scene in scenes]
+        samples = {k: SceneSample(*sample) for k, sample in enumerate(asked) if sample}
+        if not samples:
+            return {}
+        chosen = [*islice(cycle(samples), count)]  # always as many: batches of one shape
+        layout = self.drawer.questions([samples[k] for k in chosen], rng, self.grammar)
+        pictures = latents[chosen].to(self.device, self.unimm.dtype)
+        return {"shown": self._reading_loss(layout, pictures)}
 
     def before_step(self, step: int, engine: LocalEngine) -> None:
         """Draw pictures to learn from, and judge them."""
@@ -239,7 +219,8 @@ class JointStage:
         noise = torch.randn(clean.shape, generator=generator, device=self.device)
         t = torch.rand((len(prompts), 1, 1), generator=generator, device=self.device) * 0.9
         noised = torch.lerp(clean, noise, t)
-        self.bank.add(prompts, noised, judge_latents(self.unimm.latents, prompts, noised))
+        judgement = judge_latents(self.unimm.latents, prompts, noised)
+        self.bank.add(prompts, noised, judgement, is_drawn=False)
 
     @torch.no_grad()
     def sample_grid(self, step: int) -> Image.Image:
@@ -271,25 +252,3 @@ class JointStage:
         save_checkpoint(
             directory, self.unimm, self.tokenizer, readme="Joint stage.\n", dtype=torch.bfloat16
         )
-
-
-def build_model(config: JointConfig) -> UniMM:
-    """Return the model of the stage before, with this stage's overrides.
-
-    Parts whose shape an override changes keep their fresh initial weights.
-    """
-    stored, _ = read_config(config.init)
-    tree = merged(to_dict(stored), config.model)
-    model_config = from_dict(UniMMConfig, tree)
-    model = UniMM(model_config, attention="eager")
-    before = load_model(config.init, stored, device=torch.device("cpu"), dtype=torch.float32)
-    kept = {
-        name: tensor
-        for name, tensor in before.state_dict().items()
-        if config.keep_generator or not name.startswith("generator.")
-    }
-    missing = set(model.load_state_dict(kept, strict=False).missing_keys)
-    untrained = {name for name in missing if not name.startswith("generator.")}
-    if untrained:
-        raise ValueError(f"{config.init} lacks {sorted(untrained)[:3]}; it is no such model")
-    return model

@@ -8,6 +8,7 @@ from unimm.scenes.judge import Verdict, judge, shows_held_out
 from unimm.scenes.negatives import near_misses
 from unimm.scenes.parse import parse_prompt
 from unimm.scenes.questions import KINDS, Question, match_question, questions
+from unimm.scenes.recognize import prompt_for, recognize
 from unimm.scenes.render import render, render_background, render_batch
 from unimm.scenes.sample import sample_prompt, sample_scene
 from unimm.scenes.spec import NUMBERS, SKILLS, ObjectSpec, Prompt, Spec, prompt_of
@@ -58,9 +59,11 @@ __all__ = [
     "match_question",
     "near_misses",
     "parse_prompt",
+    "prompt_for",
     "prompt_of",
     "prompts",
     "questions",
+    "recognize",
     "render",
     "render_background",
     "render_batch",

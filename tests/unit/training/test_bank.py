@@ -1,5 +1,6 @@
 """The verifier's pool of judged pictures."""
 
+import io
 from dataclasses import replace
 from typing import Any
 
@@ -10,14 +11,14 @@ from torch import Tensor
 
 from training.stages.bank import BankConfig, Judgement, PictureBank, judge_latents
 from unimm.latents import PatchLatents
-from unimm.scenes import Grammar, Prompt, render, sample_prompt, sample_scene
+from unimm.scenes import Grammar, Prompt, Scene, judge, render, sample_prompt, sample_scene
 
 A_CIRCLE = sample_prompt(np.random.default_rng(0), Grammar.small(), skill="single_object")
 
 
 def add(bank: PictureBank, texts: list[str], latents: Tensor, correct: Tensor) -> None:
     prompts = [replace(A_CIRCLE, text=text) for text in texts]
-    bank.add(prompts, latents, Judgement(correct, torch.zeros_like(correct)))
+    bank.add(prompts, latents, Judgement(correct, torch.zeros_like(correct), [None] * len(texts)))
 
 
 def fill(bank: PictureBank, numbers: range, *, right_every: int = 3) -> None:
@@ -69,7 +70,10 @@ def test_one_kind_alone_fills_the_draw(right_every: int) -> None:
 def test_a_restored_bank_draws_the_same() -> None:
     bank, restored = PictureBank(10), PictureBank(10)
     fill(bank, range(14))
-    restored.load_state_dict(bank.state_dict())
+    stored = io.BytesIO()
+    torch.save(bank.state_dict(), stored)
+    stored.seek(0)
+    restored.load_state_dict(torch.load(stored, weights_only=True))
     assert drawn_numbers(restored, 30, seed=4) == drawn_numbers(bank, 30, seed=4)
     fill(bank, range(14, 17))
     fill(restored, range(14, 17))
@@ -106,8 +110,13 @@ def test_pictures_are_judged_by_their_own_prompts() -> None:
     judgement = judge_latents(space, prompts, latents)
     assert judgement.correct.all()
     assert not judgement.held_out.any()
+    for scene, prompt in zip(judgement.scenes, prompts, strict=True):
+        assert scene is not None
+        assert judge(prompt, scene.objects).correct
     assert not judge_latents(space, others, latents).correct.any()
-    assert not judge_latents(space, prompts, torch.zeros_like(latents)).correct.any()
+    blank = judge_latents(space, prompts, torch.zeros_like(latents))
+    assert not blank.correct.any()
+    assert blank.scenes == [None] * 6
 
 
 def test_right_and_wrong_pictures_of_a_draw_share_their_prompts() -> None:
@@ -130,9 +139,66 @@ def test_pictures_of_held_out_content_are_not_kept() -> None:
     prompts = [replace(A_CIRCLE, text=f"picture {n}") for n in range(4)]
     held_out = torch.tensor([False, True, True, False])
     correct = torch.tensor([True, True, False, False])
-    bank.add(prompts, torch.arange(4.0).view(4, 1, 1), Judgement(correct, held_out))
-    assert bank.prompts == ["picture 0", "picture 3"]
+    bank.add(prompts, torch.arange(4.0).view(4, 1, 1), Judgement(correct, held_out, [None] * 4))
+    assert [case.prompt for case in bank.cases] == ["picture 0", "picture 3"]
     assert bank.latents.flatten().tolist() == [0, 3]
-    assert bank.verdicts.tolist() == [True, False]
-    bank.add(prompts[1:3], torch.zeros(2, 1, 1), Judgement(correct[1:3], held_out[1:3]))
+    assert [case.is_right for case in bank.cases] == [True, False]
+    bank.add(prompts[1:3], torch.zeros(2, 1, 1), Judgement(correct[1:3], held_out[1:3], [None] * 2))
     assert len(bank) == 2
+
+
+def test_a_share_of_a_draw_compares_pictures_of_different_prompts() -> None:
+    """Hard prompts then come with wrong pictures more often than easy ones."""
+    bank = PictureBank(100)
+    prompts = ["easy"] * 10 + ["hard"] * 10
+    add(bank, prompts, torch.zeros(20, 1, 1), torch.tensor([True] * 9 + [False] * 10 + [True]))
+
+    def share_of_hard(paired_share: float) -> float:
+        cases, _ = bank.draw(2000, np.random.default_rng(0), paired_share=paired_share)
+        assert sum(is_right for _, is_right in cases) == 1000
+        return sum(prompt == "hard" for prompt, is_right in cases if not is_right) / 1000
+
+    assert share_of_hard(1.0) == pytest.approx(0.5, abs=0.05)
+    assert share_of_hard(0.0) == pytest.approx(0.9, abs=0.05)
+    assert share_of_hard(0.5) == pytest.approx(0.7, abs=0.05)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_lies_between_nothing_and_all(share: float) -> None:
+    with pytest.raises(ValueError, match="paired_share must be from 0 to 1"):
+        BankConfig(paired_share=share)
+
+
+def test_noised_pictures_are_no_match_for_drawn_ones() -> None:
+    """They would make most pairs easy."""
+    bank = PictureBank(100)
+    add(
+        bank,
+        ["all right"] * 3 + ["mixed"] * 2,
+        torch.zeros(5, 1, 1),
+        torch.tensor([1, 1, 1, 1, 0]) > 0,
+    )
+    noised = Judgement(torch.tensor([False]), torch.tensor([False]), [None])
+    bank.add([replace(A_CIRCLE, text="all right")], torch.ones(1, 1, 1), noised, is_drawn=False)
+    cases, _ = bank.draw(50, np.random.default_rng(0))
+    assert {prompt for prompt, _ in cases} == {"mixed"}
+    cases, latents = bank.draw(200, np.random.default_rng(0), paired_share=0.0)
+    assert {("mixed", False), ("all right", False)} == {case for case in cases if not case[1]}
+    assert latents.any()
+
+
+def test_what_is_shown_is_known_and_half_of_it_wrong() -> None:
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(rng, Grammar.small(), A_CIRCLE) for _ in range(9)]
+    known: list[Scene | None] = [*scenes, None]
+    correct = torch.tensor([True] * 7 + [False] * 3)
+    bank = PictureBank(100)
+    assert bank.draw_shown(4, rng)[0] == []
+    judgement = Judgement(correct, torch.zeros_like(correct), known)
+    bank.add([A_CIRCLE] * 10, torch.arange(10.0).view(10, 1, 1), judgement)
+    bank.add([A_CIRCLE] * 10, torch.full((10, 1, 1), 99.0), judgement, is_drawn=False)
+    shown, latents = bank.draw_shown(60, rng)
+    numbers = latents.flatten().int().tolist()
+    assert shown == [scenes[number] for number in numbers]
+    assert sum(number >= 7 for number in numbers) == 30
+    assert set(numbers) == set(range(9))

@@ -22,7 +22,7 @@ def load(name: str) -> tuple[type[Any], Any]:
 
 
 def test_the_stages_of_both_worlds_are_shipped() -> None:
-    stages = ("vision", "decoder", "reading", "joint", "reward")
+    stages = ("vision", "decoder", "reading", "joint", "reward", "verifier")
     shipped = {f"{world}/{stage}" for world in ("scenes", "scenes_full") for stage in stages}
     assert shipped <= set(recipe_names())
 

@@ -17,7 +17,8 @@ from training.loop import step_generator
 from training.stages import rewards
 from training.stages.bank import BankConfig, Judgement
 from training.stages.drawing import Drawer
-from training.stages.joint import JointConfig, JointStage
+from training.stages.joint import JointStage
+from training.stages.joint_config import JointConfig
 from training.stages.rewards import (
     RewardConfig,
     draw_rollout,
@@ -123,7 +124,7 @@ def prompts() -> list[Prompt]:
 def half_right(space: object, prompts: list[Prompt], latents: Tensor) -> Judgement:
     """Judge a random model's pictures so that there is something to learn."""
     correct = torch.arange(len(latents)) % 2 == 0
-    return Judgement(correct, torch.zeros_like(correct))
+    return Judgement(correct, torch.zeros_like(correct), [None] * len(latents))
 
 
 def test_a_rollout_belongs_to_its_prompts(
