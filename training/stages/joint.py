@@ -78,6 +78,7 @@ class JointStage:
         self.template = CachedTemplate(self.tokenizer, self.unimm.config.chat)
         self.drawer = Drawer(self.unimm, self.template, config.batch)
         self.bank = PictureBank(config.bank.capacity)
+        self.weights = config.weights
         self.rollout: Rollout | None = None
         self.drawn_right = float("nan")
         self.auroc = float("nan")
@@ -96,7 +97,7 @@ class JointStage:
         )
 
     def loss(self, batch: JointBatch, *, step: int, generator: Generator) -> LossReport:
-        config, sizes = self.config, self.config.batch
+        sizes = self.config.batch
         with torch.no_grad():
             pixels = pixels_of(batch.pictures.to(self.device), self.unimm.dtype)
             latents = self.unimm.latents.encode(pixels)  # (P*K + R, N, D)
@@ -104,33 +105,43 @@ class JointStage:
         drawn, read = latents.split([num_drawn, len(latents) - num_drawn])
         drawing = batch.drawing.to(self.device)
         hidden = self.unimm(drawing)
-        states = self.unimm.query_states(hidden, drawing)
-        if self.kept:
-            parts = {"kept": self.kept.distance(states, drawing)}
-            loss = config.keep_weight * parts["kept"]
-        else:
-            states = tile_states(states, sizes.pictures_per_prompt)
-            parts = {"flow": self.unimm.generator.loss(states, drawn, generator=generator)}
-            loss = config.flow_weight * parts["flow"]
+        parts = self._drawing_losses(hidden, drawing, drawn, generator)
+        if self.config.language == "full":
+            parts["replies"] = self.unimm.token_losses(hidden, drawing)[0].mean()
+            parts |= self._reading_losses(batch, drawn, read, step=step, generator=generator)
+        loss = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         if self.rollout:
-            parts["reward"] = reward_loss(self.drawer, self.rollout)
             parts["rewarded"] = self.rollout.judgement.correct.float().mean()
-            loss = loss + config.reward.weight * parts["reward"]
-        if config.language == "full":
-            replies = self.unimm.token_losses(hidden, drawing)[0].mean()
-            read = noised(read, config.read_noise, generator)
-            reading = self._reading_loss(batch.reading.to(self.device), read)
-            shown = self._shown_losses(step)
-            matched = noised(first_pictures(drawn, sizes), config.read_noise, generator)
-            matching = self._matching_losses(batch.matching.to(self.device), matched, step)
-            parts |= {"reading": reading, "replies": replies} | matching | shown
-            loss = loss + config.reading_weight * (reading + 0.1 * replies)
-            loss = loss + config.reading_weight * sum(shown.values())
-            loss = loss + config.matching_weight * torch.stack([*matching.values()]).sum()
         if len(self.bank):
             parts["drawn_right"] = torch.tensor(self.drawn_right)
             parts["auroc"] = torch.tensor(self.auroc)
         return LossReport(loss, parts, num_drawn)
+
+    def _drawing_losses(
+        self, hidden: Tensor, layout: Layout, drawn: Tensor, generator: Generator
+    ) -> dict[str, Tensor]:
+        """Return the flow-matching loss and the rewards', or the distance from what is kept."""
+        states = self.unimm.query_states(hidden, layout)
+        if self.kept:
+            return {"kept": self.kept.distance(states, layout)}
+        states = tile_states(states, self.config.batch.pictures_per_prompt)
+        parts = {"flow": self.unimm.generator.loss(states, drawn, generator=generator)}
+        if self.rollout:
+            parts["reward"] = reward_loss(self.drawer, self.rollout)
+        return parts
+
+    def _reading_losses(
+        self, batch: JointBatch, drawn: Tensor, read: Tensor, *, step: int, generator: Generator
+    ) -> dict[str, Tensor]:
+        """Return the cross-entropies on true pictures and on those of the bank."""
+        most = self.config.read_noise
+        read = noised(read, most, generator)
+        matched = noised(first_pictures(drawn, self.config.batch), most, generator)
+        return {
+            "reading": self._reading_loss(batch.reading.to(self.device), read),
+            **self._shown_losses(step),
+            **self._matching_losses(batch.matching.to(self.device), matched, step),
+        }
 
     def _reading_loss(self, layout: Layout, latents: Tensor) -> Tensor:
         hidden = self.unimm(layout, latents)

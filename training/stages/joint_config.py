@@ -82,6 +82,20 @@ class JointConfig:
         readers = READERS if self.language == "full" else ()
         return readers if self.drawing == "keep" else (*readers, "generator")
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each part of the loss."""
+        return {
+            "flow": self.flow_weight,
+            "reward": self.reward.weight,
+            "kept": self.keep_weight,
+            "reading": self.reading_weight,
+            "shown": self.reading_weight,
+            "replies": 0.1 * self.reading_weight,
+            "matching": self.matching_weight,
+            "judged": self.matching_weight,
+        }
+
 
 def build_model(config: JointConfig) -> UniMM:
     """Return the model of the stage before, with this stage's overrides.
