@@ -165,6 +165,8 @@ class JointStage:
     def _shown_losses(self, step: int) -> dict[str, Tensor]:
         """Return the cross-entropy on questions about what drawn pictures show."""
         count = self.config.bank.reading_rows
+        if not count:
+            return {}
         rng = step_rng(self.config.run.seed, SHOWN_STREAM, self.ranks.place(step))
         scenes, latents = self.bank.draw_shown(3 * count, rng)
         asked = [prompt_for(scene, rng, self.grammar) for scene in scenes]
