@@ -156,7 +156,7 @@ class PictureBank:
     ) -> tuple[list[Scene], Float[Tensor, "B N D"]]:
         """Return drawn pictures and what they show, every second wrong for its prompt.
 
-        None while there is no picture of which this is known.
+        Both are empty while it is known of no picture.
         """
         known = [n for n, case in enumerate(self.cases) if case.is_drawn and case.scene]
         sides = [side for side in self._sides(known) if side]

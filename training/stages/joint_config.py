@@ -73,6 +73,11 @@ class JointConfig:
                 "drawing=keep is for a language model that learns beside a generator that is "
                 "there; set language=full and keep_generator=true"
             )
+        if self.batch.num_prompts < 2:
+            raise ValueError(
+                "drawing=keep measures distances by the variance over prompts; set "
+                f"batch.num_prompts to at least 2, got {self.batch.num_prompts}"
+            )
         if self.reward.num_prompts:
             raise ValueError("drawing=keep has no use for rewards; set reward.num_prompts=0")
 

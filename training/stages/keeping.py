@@ -2,7 +2,7 @@
 
 Reading takes far more steps than drawing leaves time for, and every step changes the hidden states
 that the generator is conditioned on. A copy of the model as it was says what they should stay,
-at the price of one pass over the prompts: no picture is drawn, and none rendered.
+at the price of one pass over the prompts; it takes no pictures.
 
 Li & Hoiem, "Learning without Forgetting" (arXiv:1606.09282); here the old task's answers are
 conditions instead of classes.

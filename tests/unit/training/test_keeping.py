@@ -139,6 +139,10 @@ def test_drawn_pictures_are_asked_about_by_what_they_show(
         ({"language": "frozen"}, "set language=full and keep_generator=true"),
         ({"keep_generator": False}, "set language=full and keep_generator=true"),
         ({"reward": RewardConfig(num_prompts=2, rows=4)}, "set reward.num_prompts=0"),
+        (
+            {"batch": JointBatchConfig(num_prompts=1, matching_rows=1)},
+            "set batch.num_prompts to at least 2, got 1",
+        ),
         ({"keep_weight": -1.0}, "keep_weight must not be negative, got -1.0"),
     ],
 )
