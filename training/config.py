@@ -7,9 +7,11 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW and its learning-rate schedule: warm up, stay, decay.
+    """The optimiser and its learning-rate schedule: warm up, stay, decay.
 
     Args:
+        hidden: What trains the weights of hidden linear layers; AdamW trains all else.
+        muon_momentum: Muon's.
         lr: Peak learning rate.
         part_lr: Peak learning rate of single parts of the model, by name, where it differs.
         betas: AdamW's moment decays.
@@ -26,6 +28,8 @@ class OptimizerConfig:
         final_lr_ratio: Last learning rate over the peak.
     """
 
+    hidden: Literal["adamw", "muon"] = "adamw"
+    muon_momentum: float = 0.95
     lr: float = 1e-3
     part_lr: dict[str, float] = field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.99)
@@ -42,6 +46,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 <= self.muon_momentum < 1:
+            raise ValueError(f"muon_momentum must be in [0, 1), got {self.muon_momentum}")
         if self.spike_factor != 0 and self.spike_factor <= 1:
             raise ValueError(f"spike_factor must be 0 or above 1, got {self.spike_factor}")
         if not 0 <= self.decay_share <= 1:

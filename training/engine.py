@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unimm.errors import CheckpointError
 
 from .config import OptimizerConfig
-from .optimizer import ParameterGroup, build_adamw, lr_factor
+from .optimizer import Optimizer, ParameterGroup, build_optimizer, lr_factor
 from .ranks import ALONE, Ranks
 from .spikes import SpikeGuard
 
@@ -78,7 +78,7 @@ class LocalEngine:
 
     Args:
         groups: What is trained.
-        config: AdamW and its schedule.
+        config: The optimiser and its schedule.
         num_steps: Steps of the whole run.
         ema_decay: Of the moving average; 0 keeps none.
         module: What calling the engine runs.
@@ -105,7 +105,7 @@ class LocalEngine:
         self.parameters: list[Tensor] = [p for group in groups for p in group.parameters]
         masters = [[_master(p) for p in group.parameters] for group in groups]
         self.masters = [master for members in masters for master in members]
-        self.optimizer = build_adamw(groups, masters, config)
+        self.optimizer = build_optimizer(groups, masters, config)
         self.averages = [m.detach().clone() for m in self.masters] if ema_decay else []
 
     def __call__(self, *inputs: Any) -> Any:
@@ -235,8 +235,16 @@ class LocalEngine:
             torch._foreach_copy_(self.averages, state["averages"] or state["masters"])
         if "guard" in state:
             self.guard.load_state_dict(state["guard"])
-        ours = ("peak_lr", "weight_decay", "betas", "part")
-        settings = [{key: group[key] for key in ours} for group in self.optimizer.param_groups]
+        ours = ("peak_lr", "weight_decay", "betas", "momentum", "part")
+        settings = [
+            {key: group[key] for key in ours if key in group}
+            for group in self.optimizer.param_groups
+        ]
+        if set(state["optimizer"]) != set(self.optimizer.state_dict()):
+            raise CheckpointError(
+                f"the last checkpoint is not of optimizer.hidden={self.config.hidden}; undo the "
+                f"change, or give run.output_dir a new folder and init this one's model"
+            )
         self.optimizer.load_state_dict(state["optimizer"])
         # A resumed run may change these; the file must not bring the old ones back.
         for group, kept in zip(self.optimizer.param_groups, settings, strict=True):
@@ -244,7 +252,7 @@ class LocalEngine:
 
 
 def set_learning_rate(
-    optimizer: torch.optim.Optimizer, step: int, num_steps: int, config: OptimizerConfig
+    optimizer: Optimizer, step: int, num_steps: int, config: OptimizerConfig
 ) -> None:
     """Give every group of an optimiser its learning rate of a step."""
     factor = lr_factor(step, num_steps, config)

@@ -1,9 +1,9 @@
-"""Parameter groups, AdamW and the learning-rate schedule."""
+"""Parameter groups, AdamW, Muon and the learning-rate schedule."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,71 @@ from .config import OptimizerConfig
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
-    """Trained parameters of one part of a model."""
+    """Trained parameters of one part of a model.
+
+    Args:
+        part: Its name.
+        parameters: What is trained.
+        is_hidden: Of each parameter, whether it is the weight of a hidden linear layer, which
+            Muon may train; empty where nobody knows.
+    """
 
     part: str
     parameters: tuple[nn.Parameter, ...]
+    is_hidden: tuple[bool, ...] = ()
+
+
+class Optimizer(Protocol):
+    """What an engine needs of an optimiser; torch's have it."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    def step(self) -> Any: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
 
 
 def parameter_groups(
-    parts: Iterable[tuple[str, Sequence[nn.Parameter]]],
+    parts: Iterable[tuple[str, Sequence[nn.Parameter]]], *models: nn.Module
 ) -> list[ParameterGroup]:
-    """Return the parts that have something to train, in a fixed order."""
+    """Return the parts that have something to train, in a fixed order.
+
+    Args:
+        parts: Names and parameters.
+        models: Where the parameters come from, to tell hidden layers from embeddings.
+    """
+    hidden = {id(weight) for model in models for weight in hidden_weights(model)}
     trained = {part: tuple(p for p in parameters if p.requires_grad) for part, parameters in parts}
-    return [ParameterGroup(part, parameters) for part, parameters in trained.items() if parameters]
+    return [
+        ParameterGroup(part, parameters, tuple(id(p) in hidden for p in parameters))
+        for part, parameters in trained.items()
+        if parameters
+    ]
+
+
+def hidden_weights(model: nn.Module) -> list[Tensor]:
+    """Return the weights of linear layers, but for a language model's head over its vocabulary."""
+    tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
+    vocabularies = {table.shape for table in tables.values()}
+    linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    return [w for w in linear if id(w) not in tables and w.shape not in vocabularies]
+
+
+def build_optimizer(
+    groups: Sequence[ParameterGroup], masters: Sequence[Sequence[Tensor]], config: OptimizerConfig
+) -> Optimizer:
+    """Return the optimiser that a configuration names, over the float32 masters.
+
+    Raises:
+        ValueError: ``part_lr`` or ``part_betas`` names a part that is not trained, or Muon has
+            no hidden layer to train.
+    """
+    if config.hidden == "muon":
+        return MuonAdamW(groups, masters, config)
+    return build_adamw(groups, masters, config)
 
 
 def build_adamw(
@@ -56,6 +109,70 @@ def adam_groups(
                 betas = config.part_betas.get(group.part, config.betas)
                 made.append({"params": members, **settings, "betas": betas, "part": index})
     return made
+
+
+class MuonAdamW:
+    """Muon for the weights of hidden layers, AdamW for embeddings, vectors and all else.
+
+    Muon turns a matrix's momentum into the nearest orthogonal one, so that no direction of it
+    is left behind. Its updates are scaled to the size of AdamW's (Moonlight, arXiv:2502.16982):
+    learning rates and weight decay carry over.
+
+    Args:
+        groups: What is trained.
+        masters: Its float32 weights, by group.
+        config: Learning rates, decay, momentum.
+
+    Raises:
+        ValueError: No group has a hidden layer.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[ParameterGroup],
+        masters: Sequence[Sequence[Tensor]],
+        config: OptimizerConfig,
+    ) -> None:
+        hidden = {
+            id(master)
+            for group, members in zip(groups, masters, strict=True)
+            for master, is_hidden in zip(members, group.is_hidden, strict=False)
+            if is_hidden
+        }
+        if not hidden:
+            parts = ", ".join(group.part for group in groups)
+            raise ValueError(f"optimizer.hidden=muon finds no hidden layer in {parts}; use adamw")
+        orthogonal: list[dict[str, Any]] = []
+        rest: list[dict[str, Any]] = []
+        for group in adam_groups(groups, masters, config):
+            for into, is_one in ((orthogonal, True), (rest, False)):
+                members = [p for p in group["params"] if (id(p) in hidden) is is_one]
+                if members:
+                    into.append({**group, "params": members})
+        self._parts: dict[str, torch.optim.Optimizer] = {
+            "muon": torch.optim.Muon(
+                orthogonal, momentum=config.muon_momentum, adjust_lr_fn="match_rms_adamw"
+            )
+        }
+        if rest:
+            self._parts["adamw"] = torch.optim.AdamW(
+                rest, betas=config.betas, eps=config.eps, fused=True
+            )
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self._parts.values() for group in part.param_groups]
+
+    def step(self) -> None:
+        for part in self._parts.values():
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._parts.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, part in self._parts.items():
+            part.load_state_dict(state_dict[name])
 
 
 def _check_parts(

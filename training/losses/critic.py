@@ -47,6 +47,13 @@ class CriticConfig:
     augment: bool = True
     synchronise: bool = True
 
+    def __post_init__(self) -> None:
+        if self.optimizer.hidden != "adamw":
+            raise ValueError(
+                f"critic.optimizer.hidden must be adamw, got {self.optimizer.hidden}: a critic's "
+                f"layers are convolutions"
+            )
+
 
 def build_discriminator(config: CriticConfig, weights: Path | None) -> nn.Module | None:
     """Return the discriminator that ``config`` names.

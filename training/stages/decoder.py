@@ -83,7 +83,7 @@ class DecoderStage:
         self.grammar = Grammar.from_dict({**(stored.grammar or {}), **config.grammar})
 
     def groups(self) -> list[ParameterGroup]:
-        return parameter_groups([("decoder", list(self.decoder.parameters()))])
+        return parameter_groups([("decoder", list(self.decoder.parameters()))], self.decoder)
 
     def batch(self, step: int) -> Tensor:
         rng = step_rng(self.config.run.seed, STREAM, self.ranks.place(step))

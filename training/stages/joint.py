@@ -84,7 +84,7 @@ class JointStage:
         self.auroc = float("nan")
 
     def groups(self) -> list[ParameterGroup]:
-        return parameter_groups(self.unimm.parameter_groups().items())
+        return parameter_groups(self.unimm.parameter_groups().items(), self.unimm)
 
     def batch(self, step: int) -> JointBatch:
         return joint_batch(

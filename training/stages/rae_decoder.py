@@ -87,7 +87,7 @@ class RAEDecoderStage:
         return None
 
     def groups(self) -> list[ParameterGroup]:
-        return parameter_groups([("decoder", list(self.decoder.parameters()))])
+        return parameter_groups([("decoder", list(self.decoder.parameters()))], self.decoder)
 
     def batch(self, step: int) -> Tensor:
         """Return pictures of the decoder's size, 8 bits, this rank's own."""

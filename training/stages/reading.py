@@ -78,7 +78,7 @@ class ReadingStage:
         self.template = CachedTemplate(self.tokenizer, stored.chat)
 
     def groups(self) -> list[ParameterGroup]:
-        return parameter_groups(self.model.parameter_groups().items())
+        return parameter_groups(self.model.parameter_groups().items(), self.model)
 
     def batch(self, step: int) -> ReadingBatch:
         return reading_batch(

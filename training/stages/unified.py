@@ -79,7 +79,7 @@ class UnifiedStage:
         return self.unimm
 
     def groups(self) -> list[ParameterGroup]:
-        return parameter_groups(self.unimm.parameter_groups().items())
+        return parameter_groups(self.unimm.parameter_groups().items(), self.unimm)
 
     def whole_parameters(self) -> Sequence[nn.Parameter]:
         """Return parameters that are read outside of their own module's forward pass."""

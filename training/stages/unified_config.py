@@ -59,6 +59,11 @@ class UnifiedConfig:
             raise ValueError(f"samples_per_step must be at least 1, got {self.samples_per_step}")
         if self.model.compile_blocks and self.engine.is_sharded and self.engine.zero_stage == 3:
             raise ValueError("model.compile_blocks needs engine.zero_stage 1 or 2")
+        if self.engine.is_sharded and self.optimizer.hidden == "muon":
+            raise ValueError(
+                "optimizer.hidden=muon works on whole matrices, which ZeRO cuts up; take "
+                "optimizer.hidden=adamw or another engine.kind"
+            )
 
 
 def space_names(model: UniMM, recipe: ModelRecipe) -> SpaceNames:

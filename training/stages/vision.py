@@ -135,7 +135,7 @@ class VisionStage:
     def groups(self) -> list[ParameterGroup]:
         text_tower = list(self.pair.parameters())
         return parameter_groups(
-            [*self.unimm.parameter_groups().items(), ("text_tower", text_tower)]
+            [*self.unimm.parameter_groups().items(), ("text_tower", text_tower)], self.model
         )
 
     def batch(self, step: int) -> VisionBatch:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from training.build import ModelRecipe, build_model, compile_blocks
-from training.config import OptimizerConfig, RunConfig
+from training.config import EngineConfig, OptimizerConfig, RunConfig
 from training.data.scene_samples import SceneDataConfig
 from training.engine import LocalEngine
 from training.loop import train
@@ -162,6 +162,16 @@ def test_compiled_blocks_compute_and_learn_the_same() -> None:
         assert gradient is not None
         outcomes.append((loss.detach(), gradient))
     torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-4, atol=1e-6)
+
+
+def test_muon_is_refused_where_matrices_are_cut_up(init: Path, tmp_path: Path) -> None:
+    config = settings(init, tmp_path, {})
+    with pytest.raises(ValueError, match="whole matrices, which ZeRO cuts up"):
+        replace(
+            config,
+            optimizer=replace(config.optimizer, hidden="muon"),
+            engine=EngineConfig(kind="deepspeed", zero_stage=2),
+        )
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,18 @@
 import copy
 import io
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from training.config import OptimizerConfig
 from training.engine import LocalEngine
 from training.optimizer import parameter_groups
+from unimm.errors import CheckpointError
 
 STEADY = OptimizerConfig(lr=1e-4, warmup_steps=0, decay_share=0.0, weight_decay=0.0, grad_clip=0.0)
 BOTH = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -27,7 +30,7 @@ def network(dtype: torch.dtype) -> nn.Module:
 def engine_of(
     model: nn.Module, config: OptimizerConfig = STEADY, *, ema_decay: float = 0.0
 ) -> LocalEngine:
-    groups = parameter_groups([("all", list(model.parameters()))])
+    groups = parameter_groups([("all", list(model.parameters()))], model)
     return LocalEngine(groups, config, num_steps=1000, ema_decay=ema_decay)
 
 
@@ -72,7 +75,7 @@ def test_gradients_are_clipped_to_the_largest_norm(dtype: torch.dtype) -> None:
         model = network(dtype)
         engine = engine_of(model, config)
         report = engine.step(factor * loss_of(model, 0), 0)
-        state = engine.optimizer.state.values()
+        state = engine.optimizer.state_dict()["state"].values()
         seen = torch.cat([s["exp_avg"].flatten() for s in state]).norm().item() / (1 - 0.9)
         assert seen == pytest.approx(expected or report.grad_norm, rel=1e-4)
         assert (report.grad_norm > 0.5) == (expected is not None)
@@ -126,8 +129,11 @@ def test_averaged_weights_are_in_place_for_a_while_only(dtype: torch.dtype) -> N
 
 @BOTH
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_going_on_from_a_saved_state_is_bit_exact(dtype: torch.dtype, ema_decay: float) -> None:
-    config = OptimizerConfig(lr=0.02, warmup_steps=3)
+@pytest.mark.parametrize("hidden", ["adamw", "muon"])
+def test_going_on_from_a_saved_state_is_bit_exact(
+    dtype: torch.dtype, ema_decay: float, hidden: Literal["adamw", "muon"]
+) -> None:
+    config = OptimizerConfig(lr=0.02, warmup_steps=3, hidden=hidden)
     straight_model = network(dtype)
     straight = engine_of(straight_model, config, ema_decay=ema_decay)
     take(straight, straight_model, range(5))
@@ -145,16 +151,33 @@ def test_going_on_from_a_saved_state_is_bit_exact(dtype: torch.dtype, ema_decay:
     assert_equal(resumed.final_weights(), straight.final_weights())
 
 
-def test_a_resumed_run_may_change_its_learning_rate() -> None:
+@pytest.mark.parametrize("hidden", ["adamw", "muon"])
+def test_a_resumed_run_may_change_its_learning_rate(hidden: Literal["adamw", "muon"]) -> None:
     model = network(torch.float32)
-    engine = engine_of(model)
+    engine = engine_of(model, replace(STEADY, hidden=hidden))
     take(engine, model, range(2))
-    changed = engine_of(model, OptimizerConfig(lr=0.5, warmup_steps=0, weight_decay=0.25))
+    config = OptimizerConfig(lr=0.5, warmup_steps=0, weight_decay=0.25, hidden=hidden)
+    changed = engine_of(model, config)
     changed.load_state_dict(copy.deepcopy(engine.state_dict()))
     assert changed.step(loss_of(model, 2), 2).lr == 0.5
     assert {g["weight_decay"] for g in changed.optimizer.param_groups} == {0.25, 0.0}
 
 
+def test_a_resumed_run_may_not_change_its_optimiser() -> None:
+    model = network(torch.float32)
+    state = engine_of(model).state_dict()
+    engine = engine_of(model, replace(STEADY, hidden="muon"))
+    with pytest.raises(CheckpointError, match=r"not of optimizer\.hidden=muon"):
+        engine.load_state_dict(state)
+
+
 def assert_equal(left: Any, right: Any) -> None:
-    """Compare nested containers of tensors bit by bit."""
-    torch.testing.assert_close(left, right, rtol=0, atol=0)
+    """Compare nested containers of tensors bit by bit, and what else is in them."""
+    torch.testing.assert_close(tensors_of(left), tensors_of(right), rtol=0, atol=0)
+    assert tree_map_only(Tensor, lambda _: None, left) == tree_map_only(
+        Tensor, lambda _: None, right
+    )
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

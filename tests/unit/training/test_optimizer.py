@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from training.config import OptimizerConfig
-from training.optimizer import build_adamw, lr_factor, parameter_groups
+from training.optimizer import build_adamw, build_optimizer, lr_factor, parameter_groups
 
 CONFIG = OptimizerConfig(warmup_steps=10, decay_share=0.2, final_lr_ratio=0.02)
 
@@ -77,8 +77,62 @@ def test_a_rate_for_a_part_that_is_not_trained_is_refused() -> None:
         build_adamw(groups, [[parameter]], OptimizerConfig(part_lr={"tower": 1.0}))
 
 
+class Speaker(nn.Module):
+    """What a language model is made of: a table, a layer of its own, a norm, a head."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 4)
+        self.query = nn.Parameter(torch.ones(3, 4))
+        self.layer = nn.Linear(4, 6)
+        self.head = nn.Linear(4, 5, bias=False)
+        if tied:
+            self.head.weight = self.table.weight
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_muon_trains_hidden_layers_and_adamw_all_else(tied: bool) -> None:
+    model = Speaker(tied=tied)
+    groups = parameter_groups([("language", list(model.parameters()))], model)
+    config = OptimizerConfig(hidden="muon", lr=0.1, weight_decay=0.0)
+    optimizer = build_optimizer(groups, [group.parameters for group in groups], config)
+    of_muon = [p for g in optimizer.param_groups if "ns_steps" in g for p in g["params"]]
+    of_adamw = [p for g in optimizer.param_groups if "ns_steps" not in g for p in g["params"]]
+    assert [p is model.layer.weight for p in of_muon] == [True]
+    assert len(of_adamw) == len(list(model.parameters())) - 1
+
+
+def test_an_update_of_muon_is_as_large_as_one_of_adamw_in_every_direction() -> None:
+    """Moonlight (arXiv:2502.16982) eq. 4: 0.2 sqrt(max(rows, columns)) times an orthogonal one."""
+    layer = nn.Linear(6, 4, bias=False, dtype=torch.float32)
+    nn.init.zeros_(layer.weight)
+    groups = parameter_groups([("all", list(layer.parameters()))], layer)
+    config = OptimizerConfig(hidden="muon", lr=0.1, weight_decay=0.0)
+    optimizer = build_optimizer(groups, [group.parameters for group in groups], config)
+    optimizer.param_groups[0]["lr"] = 0.1
+    directions = torch.diag(torch.tensor([1.0, 0.5, 0.2, 0.1]))
+    layer.weight.grad = torch.cat([directions, torch.zeros(4, 2)], dim=1)
+    optimizer.step()
+    moved = torch.linalg.svdvals(layer.weight.detach()) / (0.1 * 0.2 * 6**0.5)
+    assert ((moved > 0.6) & (moved < 1.3)).all()  # five Newton-Schulz steps end in this band
+
+
+def test_muon_without_a_hidden_layer_is_refused() -> None:
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    groups = parameter_groups([("queries", [parameter])])
+    with pytest.raises(ValueError, match="finds no hidden layer in queries; use adamw"):
+        build_optimizer(groups, [[parameter]], OptimizerConfig(hidden="muon"))
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"lr": 0.0}, {"decay_share": 1.5}, {"warmup_steps": -1}, {"grad_clip": -1.0}]
+    "wrong",
+    [
+        {"lr": 0.0},
+        {"muon_momentum": 1.0},
+        {"decay_share": 1.5},
+        {"warmup_steps": -1},
+        {"grad_clip": -1.0},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
