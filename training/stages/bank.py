@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unimm.config_io import from_dict
+from unimm.errors import CheckpointError
 from unimm.image import pixels_to_images
 from unimm.latents import LatentSpace
 from unimm.scenes import Prompt, Scene, detect, judge, recognize, shows_held_out
@@ -184,6 +185,17 @@ class PictureBank:
         return {"latents": self.latents, "cases": [asdict(case) for case in self.cases]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where :meth:`state_dict` was called.
+
+        Raises:
+            CheckpointError: The state is that of another version.
+        """
+        if "cases" not in state:
+            raise CheckpointError(
+                "the last checkpoint holds the judged pictures of an earlier version of unimm, "
+                "which this one cannot go on from; finish the run with that version, or give "
+                "run.output_dir a new folder and init the model that the run began from"
+            )
         self.latents = state["latents"]
         self.cases = [from_dict(_Case, case) for case in state["cases"]]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from training.stages.bank import BankConfig, Judgement, PictureBank, judge_latents
+from unimm.errors import CheckpointError
 from unimm.latents import PatchLatents
 from unimm.scenes import Grammar, Prompt, Scene, judge, render, sample_prompt, sample_scene
 
@@ -78,6 +79,11 @@ def test_a_restored_bank_draws_the_same() -> None:
     fill(bank, range(14, 17))
     fill(restored, range(14, 17))
     assert drawn_numbers(restored, 30, seed=5) == drawn_numbers(bank, 30, seed=5)
+
+
+def test_the_state_of_another_version_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="earlier version of unimm"):
+        PictureBank(10).load_state_dict({"latents": torch.empty(0), "prompts": []})
 
 
 def test_a_restored_empty_bank_is_empty() -> None:
