@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .config import OptimizerConfig
 
@@ -60,10 +61,12 @@ def parameter_groups(
 
 def hidden_weights(model: nn.Module) -> list[Tensor]:
     """Return the weights of linear layers, but for a language model's head over its vocabulary."""
-    tables = {id(m.weight): m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
-    vocabularies = {table.shape for table in tables.values()}
-    linear = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
-    return [w for w in linear if id(w) not in tables and w.shape not in vocabularies]
+    modules = [*model.modules()]
+    speakers = [module for module in modules if isinstance(module, PreTrainedModel)]
+    heads = {id(head) for speaker in speakers if (head := speaker.get_output_embeddings())}
+    tables = {id(module.weight) for module in modules if isinstance(module, nn.Embedding)}
+    linear = [m.weight for m in modules if isinstance(m, nn.Linear) and id(m) not in heads]
+    return [weight for weight in linear if id(weight) not in tables]  # a head may share its table
 
 
 def build_optimizer(

@@ -2,10 +2,12 @@
 
 from itertools import pairwise
 from math import cos, pi
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from training.config import OptimizerConfig
 from training.optimizer import build_adamw, build_optimizer, lr_factor, parameter_groups
@@ -77,29 +79,28 @@ def test_a_rate_for_a_part_that_is_not_trained_is_refused() -> None:
         build_adamw(groups, [[parameter]], OptimizerConfig(part_lr={"tower": 1.0}))
 
 
-class Speaker(nn.Module):
-    """What a language model is made of: a table, a layer of its own, a norm, a head."""
-
-    def __init__(self, *, tied: bool) -> None:
-        super().__init__()
-        self.table = nn.Embedding(5, 4)
-        self.query = nn.Parameter(torch.ones(3, 4))
-        self.layer = nn.Linear(4, 6)
-        self.head = nn.Linear(4, 5, bias=False)
-        if tied:
-            self.head.weight = self.table.weight
-
-
 @pytest.mark.parametrize("tied", [True, False])
 def test_muon_trains_hidden_layers_and_adamw_all_else(tied: bool) -> None:
-    model = Speaker(tied=tied)
-    groups = parameter_groups([("language", list(model.parameters()))], model)
+    """Also where the vocabulary is as large as a layer is wide."""
+    sizes: dict[str, Any] = {
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "vocab_size": 12,
+        "num_hidden_layers": 2,
+    }
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    language = Qwen2ForCausalLM(Qwen2Config(**sizes, **heads, tie_word_embeddings=tied))
+    model = nn.ModuleDict({"language": language, "projector": nn.Linear(6, 8)})
+    model.register_parameter("queries", nn.Parameter(torch.ones(3, 8)))
+    groups = parameter_groups([("all", list(model.parameters()))], model)
     config = OptimizerConfig(hidden="muon", lr=0.1, weight_decay=0.0)
     optimizer = build_optimizer(groups, [group.parameters for group in groups], config)
-    of_muon = [p for g in optimizer.param_groups if "ns_steps" in g for p in g["params"]]
-    of_adamw = [p for g in optimizer.param_groups if "ns_steps" not in g for p in g["params"]]
-    assert [p is model.layer.weight for p in of_muon] == [True]
-    assert len(of_adamw) == len(list(model.parameters())) - 1
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    of_muon = [names[id(p)] for g in optimizer.param_groups if "ns_steps" in g for p in g["params"]]
+    of_all = [names[id(p)] for g in optimizer.param_groups for p in g["params"]]
+    assert sorted(of_all) == sorted(names.values())
+    assert sum(name.startswith("language.model.layers") for name in of_muon) == 2 * 7
+    assert [name for name in of_muon if "layers" not in name] == ["projector.weight"]
 
 
 def test_an_update_of_muon_is_as_large_as_one_of_adamw_in_every_direction() -> None:
