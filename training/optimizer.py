@@ -62,8 +62,8 @@ def parameter_groups(
 def hidden_weights(model: nn.Module) -> list[Tensor]:
     """Return the weights of linear layers, but for a language model's head over its vocabulary."""
     modules = [*model.modules()]
-    speakers = [module for module in modules if isinstance(module, PreTrainedModel)]
-    heads = {id(head) for speaker in speakers if (head := speaker.get_output_embeddings())}
+    speakers: list[Any] = [module for module in modules if isinstance(module, PreTrainedModel)]
+    heads = {id(speaker.get_output_embeddings()) for speaker in speakers}
     tables = {id(module.weight) for module in modules if isinstance(module, nn.Embedding)}
     linear = [m.weight for m in modules if isinstance(m, nn.Linear) and id(m) not in heads]
     return [weight for weight in linear if id(weight) not in tables]  # a head may share its table

@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 from math import cos, pi
-from typing import Any
 
 import pytest
 import torch
@@ -82,19 +81,22 @@ def test_a_rate_for_a_part_that_is_not_trained_is_refused() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_muon_trains_hidden_layers_and_adamw_all_else(tied: bool) -> None:
     """Also where the vocabulary is as large as a layer is wide."""
-    sizes: dict[str, Any] = {
-        "hidden_size": 8,
-        "intermediate_size": 12,
-        "vocab_size": 12,
-        "num_hidden_layers": 2,
-    }
-    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    language = Qwen2ForCausalLM(Qwen2Config(**sizes, **heads, tie_word_embeddings=tied))
+    config = Qwen2Config(
+        vocab_size=12,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=tied,
+    )
+    language = Qwen2ForCausalLM(config)
     model = nn.ModuleDict({"language": language, "projector": nn.Linear(6, 8)})
     model.register_parameter("queries", nn.Parameter(torch.ones(3, 8)))
     groups = parameter_groups([("all", list(model.parameters()))], model)
-    config = OptimizerConfig(hidden="muon", lr=0.1, weight_decay=0.0)
-    optimizer = build_optimizer(groups, [group.parameters for group in groups], config)
+    optimizer = build_optimizer(
+        groups, [group.parameters for group in groups], OptimizerConfig(hidden="muon")
+    )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     of_muon = [names[id(p)] for g in optimizer.param_groups if "ns_steps" in g for p in g["params"]]
     of_all = [names[id(p)] for g in optimizer.param_groups for p in g["params"]]
