@@ -1,6 +1,7 @@
 """From a recipe to a finished run: the only place that knows all stages."""
 
 import ctypes
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,11 @@ from unimm.errors import ConfigError, UserError
 from .config import RunConfig
 from .loop import Stage
 from .parallel import train_on_ranks
-from .ranks import Ranks
+from .processor import slow_settings
+from .ranks import Ranks, launched_ranks
 from .run_dir import check_run_dir
+
+logger = logging.getLogger(__name__)
 
 StageName = Literal["vision", "decoder", "rae_decoder", "reading", "joint", "unified"]
 
@@ -37,6 +41,9 @@ def run_recipe(path: Path, overrides: Sequence[str]) -> Path | None:
         raise ConfigError(f"{path}: {error}") from None
     prepare_machine(config.run)
     check_run_dir(config.run.output_dir)
+    if launched_ranks().is_main:
+        for line in slow_settings(config.run, config.optimizer):
+            logger.warning(line)
     header = f"stage: {name}\n"
     return train_on_ranks(lambda ranks: _build(name, config, ranks), config, header=header)
 
