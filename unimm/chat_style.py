@@ -20,6 +20,8 @@ class ChatStyle:
         describe: Asks for the text of a picture.
         preface: Most tokens that the model may write before a picture; 0 opens the picture at
             once. A model that was trained to say something first draws best after that.
+        restates: Whether the text after a picture says in the prompt's usual words what was drawn.
+            In a chat, where a person may ask in any words, the candidates are judged by that text.
         yes: Spellings of a positive answer; each must be one token.
         no: Spellings of a negative answer; each must be one token.
     """
@@ -30,6 +32,7 @@ class ChatStyle:
     verify: str = "{prompt}\n{image}\nmatch?"
     describe: str = "{image}\ndescribe"
     preface: int = 0
+    restates: bool = False
     yes: tuple[str, ...] = ("yes",)
     no: tuple[str, ...] = ("no",)
 

@@ -262,7 +262,7 @@ class _Reply:
             self._read(segments)
         task = DrawingTask(
             index=session.num_drawn + len(self.generations),
-            prompt=self.prompt,
+            prompt=self._restated() if template.style.restates else self.prompt,
             states=self.state.hidden[0, -model.config.num_queries :],
         )
         (generation,) = draw_pictures(
@@ -271,6 +271,16 @@ class _Reply:
         self.generations.append(generation)
         self._read((TextSegment((template.image_end_id,)),))
         return generation
+
+    def _restated(self) -> str:
+        """Return the text that is to follow the picture: the prompt, as the model words it.
+
+        It does not depend on the picture, of which only the queries are read.
+        """
+        reader = self.session.reader
+        after = reader.read([(TextSegment((reader.template.image_end_id,)),)], after=self.state)
+        (token_ids,) = reader.write(after, TextOptions())
+        return decode_text(reader.template.tokenizer, token_ids).strip() or self.prompt
 
     def _read(self, segments: Sequence[Segment]) -> None:
         self.state = self.session.reader.read([segments], after=self.state)

@@ -1,6 +1,7 @@
 """Conversations. The tiny model is random, so a script decides which tokens it writes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -97,6 +98,43 @@ def test_a_drawing_in_chat_equals_one_by_generate(pipeline: Pipeline, script: Sc
     (expected,) = pipeline.generate("a red circle", options)
     torch.testing.assert_close(drawn.latents, expected.latents, rtol=1e-4, atol=1e-4)
     assert [c.seed for c in drawn.candidates] == [c.seed for c in expected.candidates]
+
+
+def test_candidates_are_judged_by_the_prompt_as_the_model_words_it(
+    pipeline: Pipeline, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = pipeline.reader.template
+    template.style = replace(template.style, restates=True)
+    restated = [*template.encode("a picture of red"), template.turn_end_id]
+    monkeypatch.setattr("unimm.reader.choose_tokens", lambda *args: torch.tensor([restated.pop(0)]))
+    script(DRAW, "a picture of red", END)
+    reply = pipeline.chat(GenerationOptions(best_of=3)).send("red, please")
+    (generation,) = reply.generations
+    assert generation.prompt == reply.text == "a picture of red"
+    scores = pipeline.verify(
+        "a picture of red", torch.stack([c.latents for c in generation.candidates])
+    )
+    assert [c.score for c in generation.candidates] == pytest.approx(scores, abs=1e-4)
+
+
+def test_a_model_that_says_nothing_after_a_picture_is_judged_by_what_was_asked(
+    pipeline: Pipeline, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = pipeline.reader.template
+    template.style = replace(template.style, restates=True)
+    monkeypatch.setattr(
+        "unimm.reader.choose_tokens", lambda *args: torch.tensor([template.turn_end_id])
+    )
+    script(DRAW, END)
+    (generation,) = pipeline.chat().send("a red circle").generations
+    assert generation.prompt == "a red circle"
+
+
+@pytest.mark.parametrize("request_text", ["draw a blue square", "please draw me a blue square"])
+def test_the_shipped_model_words_a_request_as_its_prompts_are_worded(request_text: str) -> None:
+    session = Pipeline.from_pretrained().chat(GenerationOptions(num_steps=1))
+    (generation,) = session.send(request_text).generations
+    assert generation.prompt == "a picture of a blue square"
 
 
 def test_the_cache_holds_what_reading_everything_at_once_gives(
