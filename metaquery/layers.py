@@ -65,7 +65,8 @@ class Linear(nn.Linear):
     depend on the batch size. When it samples on a CPU in float32, this layer
     multiplies sample by sample in one batched call: a candidate keeps its bits
     whatever else is drawn with it. (Elementwise functions see to the same where
-    widths are multiples of 32, the stride of their vector loops.)
+    widths are multiples of 32, the stride of their vector loops.) That is with one
+    thread: on some processors a few widths round otherwise when several share a product.
     """
 
     def forward(self, x: Float[Tensor, "B *tokens W"]) -> Float[Tensor, "B *tokens V"]:
