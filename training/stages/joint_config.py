@@ -78,6 +78,11 @@ class JointConfig:
                 "drawing=keep measures distances by the variance over prompts; set "
                 f"batch.num_prompts to at least 2, got {self.batch.num_prompts}"
             )
+        if self.batch.pictures_per_prompt > 1:
+            raise ValueError(
+                "drawing=keep learns nothing from pictures of its prompts; set "
+                f"batch.pictures_per_prompt to 1, got {self.batch.pictures_per_prompt}"
+            )
         if self.reward.num_prompts:
             raise ValueError("drawing=keep has no use for rewards; set reward.num_prompts=0")
 

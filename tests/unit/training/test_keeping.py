@@ -21,6 +21,8 @@ from training.stages.rewards import RewardConfig
 from unimm.layout import Layout
 from unimm.scenes import sample_prompt, sample_scene
 
+ONE_PICTURE = JointBatchConfig(pictures_per_prompt=1)
+
 
 def make_stage(model: Path, tmp_path: Path, **settings: Any) -> JointStage:
     lengths = JointBatchConfig(
@@ -138,7 +140,14 @@ def test_drawn_pictures_are_asked_about_by_what_they_show(
     [
         ({"language": "frozen"}, "set language=full and keep_generator=true"),
         ({"keep_generator": False}, "set language=full and keep_generator=true"),
-        ({"reward": RewardConfig(num_prompts=2, rows=4)}, "set reward.num_prompts=0"),
+        (
+            {"reward": RewardConfig(num_prompts=2, rows=4), "batch": ONE_PICTURE},
+            "set reward.num_prompts=0",
+        ),
+        (
+            {"batch": JointBatchConfig(pictures_per_prompt=2)},
+            "set batch.pictures_per_prompt to 1, got 2",
+        ),
         (
             {"batch": JointBatchConfig(num_prompts=1, matching_rows=1)},
             "set batch.num_prompts to at least 2, got 1",
