@@ -27,12 +27,24 @@ from unimm.testing import tiny_model, tiny_tokenizer
 TEMPLATE = ChatTemplate(tiny_tokenizer(), ChatStyle())
 
 
-def varlen_attention(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor:
+def varlen_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    causal: bool = False,
+    **_: Any,
+) -> Tensor:
     """Attend within each sequence of one long row, (T, H, d), as flash-attn's function does."""
-    groups, starts = q.shape[1] // k.shape[1], settings["cu_seqlens_q"].tolist()
-    assert settings["causal"]
-    assert starts == settings["cu_seqlens_k"].tolist()
-    assert settings["max_seqlen_q"] == max(b - a for a, b in itertools.pairwise(starts))
+    groups, starts = q.shape[1] // k.shape[1], cu_seqlens_q.tolist()
+    assert causal
+    assert starts == cu_seqlens_k.tolist()
+    longest = max(b - a for a, b in itertools.pairwise(starts))
+    assert max_seqlen_q == max_seqlen_k == longest
     outputs = []
     for start, stop in itertools.pairwise(starts):
         query = q[start:stop].transpose(0, 1)
@@ -47,14 +59,11 @@ def varlen_attention(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor
 
 @pytest.fixture
 def flash(monkeypatch: pytest.MonkeyPatch) -> UniMM:
-    def stand_in(*_: Any, **__: Any) -> Any:
-        def settings(**given: Any) -> dict[str, Any]:
-            keys = ("max_seqlen_q", "max_seqlen_k")
-            return {key: given[key] for key in keys} | {"causal": given["is_causal"]}
-
-        return (None, varlen_attention, None, None, None), (settings, None)
-
-    monkeypatch.setattr(flash_utils, "lazy_import_flash_attention", stand_in)
+    # What the first model with flash attention loads, kept in the module for all that come after.
+    for name in ("_loaded_implementation", "_flash_varlen_fn", "_process_flash_kwargs_fn"):
+        monkeypatch.setattr(flash_utils, name, None)
+    kernels = (None, varlen_attention, None, None, None)
+    monkeypatch.setattr(flash_utils, "_lazy_imports", lambda *_, **__: kernels)
     model = tiny_model()
     language: Any = model.language
     language.config._attn_implementation = "flash_attention_2"  # unchecked: nothing is installed
