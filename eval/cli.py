@@ -18,6 +18,7 @@ class Part(StrEnum):
     RECONSTRUCTION = "reconstruction"
     READING = "reading"
     DRAWING = "drawing"
+    CHAT = "chat"
 
 
 @app.callback()
@@ -49,7 +50,7 @@ def scenes(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     out: Annotated[Path | None, typer.Option(help="Write the JSON document here, too.")] = None,
 ) -> None:
-    """Measure a model of the miniature world: encode-decode, questions, drawing, choosing.
+    """Measure a model of the miniature world: encode-decode, questions, drawing, choosing, chats.
 
     **Example:** `unimm eval scenes --part drawing --split train --best-of 16`
     """

@@ -81,7 +81,12 @@ class ChatTemplate:
         self.no_ids = tuple(self._answer_id(word) for word in style.no)
 
     def draw(
-        self, prompt: str, *, reply: str | None = None, after: Sequence[Segment] = ()
+        self,
+        prompt: str,
+        *,
+        reply: str | None = None,
+        num_images: int = 0,
+        after: Sequence[Segment] = (),
     ) -> list[Segment]:
         """Ask for a picture.
 
@@ -89,10 +94,16 @@ class ChatTemplate:
             prompt: What to draw.
             reply: Text after the picture. None ends the sequence at the queries, whose hidden
                 states are then its last Q.
+            num_images: Pictures before the request. It is then worded as :meth:`ask` words a
+                question, as a chat does where the turn before drew a picture.
             after: The sequence to continue.
         """
+        if num_images:
+            content = self._content(self.style.ask, num_images=num_images, question=prompt)
+        else:
+            content = self._content(self.style.draw, prompt=prompt)
         turn = [
-            *self._user(self._content(self.style.draw, prompt=prompt), after),
+            *self._user(content, after),
             TextSegment((self.image_start_id,), supervised=True),
             QuerySegment(),
         ]

@@ -14,6 +14,7 @@ from unimm.options import GenerationOptions
 from unimm.pipeline import Pipeline
 from unimm.scenes import Prompt
 
+from .chatting import hold_chats, summarise_chats
 from .drawing import draw_outcomes, summarise
 from .reading import measure_reading
 from .reconstruction import measure_reconstruction
@@ -61,14 +62,37 @@ def measure(settings: Settings) -> dict[str, Any]:
             split: _measure_split(pipeline, frozen_prompts(grammar, split), settings, split)
             for split in settings.splits
         }
+    if "chat" in settings.parts:
+        results["chat"] = _measure_chats(pipeline, frozen_prompts(grammar, "train"), settings)
     return results
+
+
+def _measure_chats(
+    pipeline: Pipeline, prompts: Sequence[Prompt], settings: Settings
+) -> dict[str, Any]:
+    spread = _spread(prompts, settings.num_prompts)
+    options = GenerationOptions(
+        num_steps=settings.num_steps, guidance_scale=settings.guidance_scale, seed=settings.seed
+    )
+    chats = track(
+        hold_chats(pipeline, spread, options),
+        description="holding chats",
+        total=len(spread),
+        console=Console(file=sys.stderr),
+    )
+    return asdict(summarise_chats(list(chats)))
+
+
+def _spread(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
+    """Return at most so many prompts, spread evenly over the list."""
+    count = min(most, len(prompts))
+    return [prompts[i * len(prompts) // count] for i in range(count)]
 
 
 def _measure_split(
     pipeline: Pipeline, prompts: Sequence[Prompt], settings: Settings, split: str
 ) -> dict[str, Any]:
-    count = min(settings.num_prompts, len(prompts))
-    spread = [prompts[i * len(prompts) // count] for i in range(count)]
+    spread = _spread(prompts, settings.num_prompts)
     options = GenerationOptions(
         best_of=settings.best_of,
         num_steps=settings.num_steps,
@@ -80,7 +104,7 @@ def _measure_split(
     outcomes = track(
         draw_outcomes(pipeline, spread, options, group_size=_GROUP_SIZE),
         description=f"drawing {split}",
-        total=count,
+        total=len(spread),
         console=Console(file=sys.stderr),
     )
     return asdict(summarise(list(outcomes)))

@@ -353,6 +353,11 @@ def test_the_model_is_measured(unimm: Commands, joint: Stage, tmp_path: Path) ->
     assert results["drawing"]["pair"]["pictures"] == 4
     assert list(results["drawing"]["pair"]["oracle_of_n"]) == ["1", "2"]
     assert set(results["drawing"]["pair"]["chosen"]) >= {"yes_no", "prompt_likelihood"}
+    assert {place: r["count"] for place, r in results["chat"]["by_place"].items()} == {
+        "1": 2,
+        "2": 2,
+        "3": 2,
+    }
 
 
 def test_the_model_is_timed(unimm: Commands, joint: Stage) -> None:

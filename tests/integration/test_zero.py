@@ -268,6 +268,7 @@ JOINT = (
     "batch.drawing_length=160",
     "batch.matching_length=160",
     "batch.reading_length=500",
+    "batch.chat_length=900",
     "keep_generator=true",
     "model={}",
 )

@@ -2,25 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unimm.chat import ChatTemplate, Segment
-from unimm.layout import Layout
+from unimm.layout import Layout, sequence_length
 from unimm.model import UniMM
 from unimm.packing import Fork
-from unimm.scenes import (
-    KINDS,
-    SKILLS,
-    Grammar,
-    Prompt,
-    dense_caption,
-    questions,
-    sample_scene,
-)
+from unimm.scenes import KINDS, SKILLS, Grammar, sample_scene
 
+from .chats import request, sample_chat
 from .reading import conversations
 from .scenes import (
     SceneSample,
@@ -33,12 +27,12 @@ from .scenes import (
 )
 
 STREAM = 3
-_REQUESTS = ("draw {}", "draw {}", "show me {}")
-_SMALL_TALK = (
-    ("hello", "hello! what picture?"),
-    ("hi", "hello! what picture?"),
-    ("what can you do?", "a picture of circles and squares"),
-    ("thanks", "ok"),
+_COUNTS = (
+    "pictures_per_prompt",
+    "reading_rows",
+    "pictures_per_row",
+    "chat_rows",
+    "pictures_per_chat",
 )
 
 
@@ -56,10 +50,12 @@ class JointBatchConfig:
         num_questions: Questions about each picture.
         caption_share: Share of these pictures that are also described fully.
         prompt_share: Share that are also described by their prompt.
-        chat_rows: Chats that ask about a picture drawn in the turn before.
+        chat_rows: Chats in which pictures are asked for and talked about by turns.
+        pictures_per_chat: Pictures that each of them draws.
         drawing_length: Positions of a drawing row, padded to one shape.
         matching_length: Positions of a matching row.
-        reading_length: Positions of a row of questions or a chat.
+        reading_length: Positions of a row of questions.
+        chat_length: Positions of a chat.
         request_share: Share of prompts worded as a request in a chat, such as "draw a ...".
         skill_weights: Weights of the prompts' skills, 1 where nothing is said.
         question_tries: How often a picture is tried for a question of each kind, 1 where
@@ -75,9 +71,11 @@ class JointBatchConfig:
     caption_share: float = 1.0
     prompt_share: float = 0.25
     chat_rows: int = 2
-    drawing_length: int = 58
+    pictures_per_chat: int = 3
+    drawing_length: int = 66
     matching_length: int = 52
     reading_length: int = 240
+    chat_length: int = 320
     request_share: float = 0.15
     skill_weights: dict[str, float] = field(default_factory=dict)
     question_tries: dict[str, float] = field(default_factory=dict)
@@ -90,14 +88,18 @@ class JointBatchConfig:
                 f"matching_rows must be from 1 to num_prompts ({self.num_prompts}), "
                 f"got {self.matching_rows}"
             )
-        for name in ("pictures_per_prompt", "reading_rows", "pictures_per_row", "chat_rows"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
-    def num_read(self) -> int:
-        """Pictures of the reading rows and the chats."""
-        return self.reading_rows * self.pictures_per_row + self.chat_rows
+    def num_pictures(self) -> tuple[int, int, int]:
+        """Pictures of the drawing rows, of the reading rows and of the chats."""
+        return (
+            self.num_prompts * self.pictures_per_prompt,
+            self.reading_rows * self.pictures_per_row,
+            self.chat_rows * self.pictures_per_chat,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +108,20 @@ class JointBatch:
 
     Args:
         pictures: Pictures to draw, those of a prompt side by side, then the pictures of the
-            reading and chat rows, uint8 (P*K + R, 3, S, S).
+            reading rows and of the chats, uint8 (P*K + R + C, 3, S, S).
         drawing: Rows of prompts with queries.
         matching: Yes/no rows; a row's picture is the first one of the prompt with its number.
-        reading: Packed rows of questions, then of chats.
+        reading: Packed rows of questions.
+        chats: A chat a row, which draws its pictures and sees each in the turn after it.
+        requests: A row for each picture of the chats: its prompt alone, with queries.
     """
 
     pictures: Tensor
     drawing: Layout
     matching: Layout
     reading: Layout
+    chats: Layout
+    requests: Layout
 
 
 def joint_batch(
@@ -138,22 +144,26 @@ def joint_batch(
     drawing = [template.draw(request(p, rng, config.request_share), reply=p.text) for p in prompts]
     firsts = drawn[:: config.pictures_per_prompt][: config.matching_rows]
     cases = [match_case(sample, rng, grammar) for sample in firsts]
-    read = sample_scenes(rng, grammar, config.num_read, config.skill_weights)
+    _, num_read, num_chatted = config.num_pictures
+    read = sample_scenes(rng, grammar, num_read, config.skill_weights)
+    reading = _reading_rows(read, template, rng, grammar, config)
+    chatted = sample_scenes(rng, grammar, num_chatted, config.skill_weights)
+    chats = _chats(chatted, template, rng, grammar, config=config, model=model)
+    lay_out = partial(model.lay_out, pad_id=template.pad_id, padding_side="right")
     return JointBatch(
-        pictures=render_samples([*drawn, *read]),
-        drawing=model.lay_out(
-            drawing, pad_id=template.pad_id, length=config.drawing_length, padding_side="right"
-        ),
+        pictures=render_samples([*drawn, *read, *chatted]),
+        drawing=lay_out(drawing, length=config.drawing_length),
         matching=matching_layout(
             [(case.text, case.is_match) for case in cases],
             template=template,
             model=model,
             length=config.matching_length,
         ),
-        reading=model.lay_out_packed(
-            _reading_rows(read, template, rng, grammar, config),
-            pad_id=template.pad_id,
-            length=config.reading_length,
+        reading=model.lay_out_packed(reading, pad_id=template.pad_id, length=config.reading_length),
+        chats=lay_out(chats, length=config.chat_length),
+        requests=lay_out(
+            [template.draw(sample.prompt.text) for sample in chatted],
+            length=config.drawing_length,
         ),
     )
 
@@ -165,43 +175,30 @@ def _reading_rows(
     grammar: Grammar,
     config: JointBatchConfig,
 ) -> list[list[Fork]]:
-    num_asked = config.num_read - config.chat_rows
-    forks = [
-        conversations(sample, template, rng, grammar, config) for sample in samples[:num_asked]
-    ]
+    forks = [conversations(sample, template, rng, grammar, config) for sample in samples]
     each = config.pictures_per_row
-    rows = [forks[start : start + each] for start in range(0, num_asked, each)]
-    chats = [_chat_row(sample, template, rng, grammar) for sample in samples[num_asked:]]
-    return rows + [[Fork(tuple(chat), ())] for chat in chats]
+    return [forks[start : start + each] for start in range(0, len(forks), each)]
 
 
-def request(prompt: Prompt, rng: np.random.Generator, share: float) -> str:
-    """Return the prompt, or in a share of cases what a person would say in a chat."""
-    if rng.random() >= share:
-        return prompt.text
-    form = _REQUESTS[int(rng.random() * len(_REQUESTS))]
-    text = prompt.text if rng.random() < 0.3 else prompt.text.removeprefix("a picture of ")
-    return form.format(text)
-
-
-def _chat_row(
-    sample: SceneSample,
+def _chats(
+    samples: Sequence[SceneSample],
     template: ChatTemplate,
     rng: np.random.Generator,
     grammar: Grammar,
-) -> list[Segment]:
-    """Return a chat: perhaps a greeting, a request, and a question about what was drawn."""
-    turns: list[Segment] = []
-    describes = rng.random() < 0.3
-    if not describes and rng.random() < 0.3:
-        said, answer = _SMALL_TALK[int(rng.random() * len(_SMALL_TALK))]
-        turns = template.say(said, answer=answer)
-    text = request(sample.prompt, rng, 0.5)
-    turns = template.draw(text, reply=sample.prompt.text, after=turns)
-    if describes:
-        return template.ask("describe", answer=dense_caption(sample.scene, rng), after=turns)
-    (asked,) = questions(sample.scene, sample.prompt, rng, grammar, 1)
-    return template.ask(asked.question, answer=asked.answer, after=turns)
+    *,
+    config: JointBatchConfig,
+    model: UniMM,
+) -> list[list[Segment]]:
+    def fits(chat: list[Segment]) -> bool:
+        sizes = model.config.seen.num_tokens, model.config.num_queries
+        length = sequence_length(chat, num_image_tokens=sizes[0], num_queries=sizes[1])
+        return length <= config.chat_length
+
+    each = config.pictures_per_chat
+    return [
+        sample_chat(samples[start : start + each], template, rng, grammar, fits=fits)
+        for start in range(0, len(samples), each)
+    ]
 
 
 def matching_layout(

@@ -10,7 +10,7 @@ from unimm.chat import ChatTemplate, Segment
 from unimm.scenes import Grammar, sample_prompt, sample_scene
 
 from ..batch import Example, mixed_seed
-from .joint import request
+from .chats import request
 from .scenes import SceneSample, match_case, reading_conversation, render_samples
 from .stream import Reading
 

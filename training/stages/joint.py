@@ -6,7 +6,8 @@ branch also sees what the generator makes, with the exact detector's verdict as 
 language model learns to read and to judge alone, and goes on telling the generator what it did.
 
 Shape legend:
-    B batch      N latent tokens      D latent channels      P prompts      K pictures of a prompt
+    B batch      N latent tokens      D latent channels      Q queries      H language-model width
+    P prompts      K pictures of a prompt      R pictures asked about      C pictures of chats
 """
 
 from itertools import cycle, islice
@@ -97,17 +98,26 @@ class JointStage:
         )
 
     def loss(self, batch: JointBatch, *, step: int, generator: Generator) -> LossReport:
-        sizes = self.config.batch
         with torch.no_grad():
             pixels = pixels_of(batch.pictures.to(self.device), self.unimm.dtype)
-            latents = self.unimm.latents.encode(pixels)  # (P*K + R, N, D)
-        num_drawn = sizes.num_prompts * sizes.pictures_per_prompt
-        drawn, read = latents.split([num_drawn, len(latents) - num_drawn])
+            latents = self.unimm.latents.encode(pixels)  # (P*K + R + C, N, D)
+        drawn, read, chatted = latents.split(self.config.batch.num_pictures)
         drawing = batch.drawing.to(self.device)
         hidden = self.unimm(drawing)
-        parts = self._drawing_losses(hidden, drawing, drawn, generator)
-        if self.config.language == "full":
+        states = self.unimm.query_states(hidden, drawing)
+        tiled = tile_states(states, self.config.batch.pictures_per_prompt)
+        if self.config.language == "frozen":
+            parts = self._flow_losses(tiled, drawn, generator)
+        else:
+            in_chats, chats = self._chat_loss(batch, chatted, generator)
+            if self.kept:
+                asked = stack_layouts(batch.drawing, batch.requests).to(self.device)
+                parts = {"kept": self.kept.distance(torch.cat([states, in_chats]), asked)}
+            else:
+                pictures = torch.cat([drawn, chatted])
+                parts = self._flow_losses(torch.cat([tiled, in_chats]), pictures, generator)
             parts["replies"] = self.unimm.token_losses(hidden, drawing)[0].mean()
+            parts["chats"] = chats
             parts |= self._reading_losses(batch, drawn, read, step=step, generator=generator)
         loss = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
         if self.rollout:
@@ -115,20 +125,25 @@ class JointStage:
         if len(self.bank):
             parts["drawn_right"] = torch.tensor(self.drawn_right)
             parts["auroc"] = torch.tensor(self.auroc)
-        return LossReport(loss, parts, num_drawn)
+        return LossReport(loss, parts, len(drawn))
 
-    def _drawing_losses(
-        self, hidden: Tensor, layout: Layout, drawn: Tensor, generator: Generator
+    def _flow_losses(
+        self, states: Tensor, pictures: Tensor, generator: Generator
     ) -> dict[str, Tensor]:
-        """Return the flow-matching loss and the rewards', or the distance from what is kept."""
-        states = self.unimm.query_states(hidden, layout)
-        if self.kept:
-            return {"kept": self.kept.distance(states, layout)}
-        states = tile_states(states, self.config.batch.pictures_per_prompt)
-        parts = {"flow": self.unimm.generator.loss(states, drawn, generator=generator)}
+        """Return the flow-matching loss, and the rewards' if there are any."""
+        parts = {"flow": self.unimm.generator.loss(states, pictures, generator=generator)}
         if self.rollout:
             parts["reward"] = reward_loss(self.drawer, self.rollout)
         return parts
+
+    def _chat_loss(
+        self, batch: JointBatch, chatted: Tensor, generator: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return the states at the queries of the chats, (C, Q, H), and the cross-entropy."""
+        layout = batch.chats.to(self.device)
+        hidden = self.unimm(layout, noised(chatted, self.config.read_noise, generator))
+        losses, _ = self.unimm.token_losses(hidden, layout)
+        return self.unimm.query_states(hidden, layout), losses.mean()
 
     def _reading_losses(
         self, batch: JointBatch, drawn: Tensor, read: Tensor, *, step: int, generator: Generator

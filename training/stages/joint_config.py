@@ -102,6 +102,7 @@ class JointConfig:
             "reading": self.reading_weight,
             "shown": self.reading_weight,
             "replies": 0.1 * self.reading_weight,
+            "chats": 0.3 * self.reading_weight,
             "matching": self.matching_weight,
             "judged": self.matching_weight,
         }

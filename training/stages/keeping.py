@@ -37,7 +37,8 @@ class KeptConditions:
         """Return the squared distance of conditions from those of before, by their variance.
 
         Args:
-            states: Hidden states at the queries of ``layout``, now.
+            states: Hidden states at the queries, now, for the prompts of ``layout`` in its order,
+                be it in these rows or in the middle of a chat.
             layout: At least two rows of prompts with queries after them.
 
         Returns:

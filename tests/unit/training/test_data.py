@@ -15,6 +15,7 @@ from torch import Tensor
 import training.data.joint
 import training.data.reading
 import training.stages.vision
+from training.data.chats import REQUESTS
 from training.data.joint import JointBatchConfig, joint_batch, tile_states
 from training.data.reading import ReadingBatchConfig, reading_batch
 from training.data.scenes import (
@@ -58,6 +59,7 @@ SMALL_BATCH = JointBatchConfig(
     chat_rows=8,
     drawing_length=200,
     matching_length=200,
+    chat_length=700,
 )
 SMALL_READING = ReadingBatchConfig(
     num_pictures=8, matching_rows=8, reading_length=600, matching_length=200
@@ -208,7 +210,7 @@ def texts_of(stage: VisionStage, layout: Layout) -> list[str]:
 @pytest.mark.parametrize(
     ("source", "layouts", "pictures"),
     [
-        (joint_batches, ("drawing", "matching", "reading"), 40),
+        (joint_batches, ("drawing", "matching", "reading", "chats", "requests"), 56),
         (reading_batches, ("matching", "reading"), 16),
     ],
 )
@@ -266,7 +268,7 @@ def test_every_drawing_and_matching_row_fits(vision_stage: VisionStage) -> None:
     template, config = vision_stage.template, JointBatchConfig()
     drawing = longest_row(
         vision_stage,
-        lambda text: [template.draw(f"{verb} {text}", reply=text) for verb in ("draw", "show me")],
+        lambda text: [template.draw(form.format(text), reply=text) for form in REQUESTS],
     )
     assert config.drawing_length - 8 < drawing <= config.drawing_length
     matching = longest_row(vision_stage, lambda text: [template.verify(text, answer=False)])
@@ -290,6 +292,13 @@ def test_sampled_conversations_fit(
     make = source(vision_stage, config=config)
     used = max(int(make(step).reading.mask.sum(dim=1).max()) for step in range(12))
     assert config.reading_length * 0.8 < used <= config.reading_length
+
+
+def test_chats_fit(vision_stage: VisionStage, shown: list[SceneSample]) -> None:
+    config = JointBatchConfig(num_prompts=1, matching_rows=1, chat_rows=24)
+    make = joint_batches(vision_stage, config=config)
+    used = max(int(make(step).chats.mask.sum(dim=1).max()) for step in range(12))
+    assert config.chat_length * 0.9 < used <= config.chat_length
 
 
 # Truth.
@@ -361,12 +370,17 @@ def test_every_kind_of_row_is_learned_from(
 ) -> None:
     """Captions, questions, chats about drawn pictures, and descriptions all occur."""
     make = joint_batches(vision_stage)
-    rows = [text for step in range(12) for text in texts_of(vision_stage, make(step).reading)]
+    rows = [
+        text
+        for step in range(12)
+        for layout in (make(step).reading, make(step).chats)
+        for text in texts_of(vision_stage, layout)
+    ]
     kinds = {
         "description": r"describe\s+assistant\s+a picture of",
         "caption": r"describe\s+assistant\s+(?!a picture of)an? ",
         "question": r"how many|what color|where is|is there|is the|what is",
-        "request": r"\b(?:draw|show me) ",
+        "request": r"\b(?:draw|show me|now|i want) ",
         "small talk": r"hello|thanks|what can you do",
     }
     for (name, pattern), text in product(kinds.items(), [" ".join(rows)]):

@@ -108,6 +108,25 @@ def test_the_weight_holds_the_conditions(vision_model: Path, tmp_path: Path) -> 
     assert held["kept"] < 0.3 * loose["kept"]
 
 
+def test_a_request_late_in_a_chat_comes_to_mean_what_it_means_alone(
+    vision_model: Path, tmp_path: Path
+) -> None:
+    stage = make_stage(vision_model, tmp_path, keep_weight=30.0)
+    batch = stage.batch(1000)
+
+    def distance() -> float:
+        space, count = stage.unimm.latents, len(batch.requests.token_ids)
+        with torch.no_grad():
+            hidden = stage.unimm(batch.chats, torch.zeros(count, space.num_tokens, space.dim))
+            states = stage.unimm.query_states(hidden, batch.chats)
+            return kept.distance(states, batch.requests).item()
+
+    kept = KeptConditions(stage.unimm)
+    before = distance()
+    train(stage, 40)
+    assert distance() < 0.85 * before
+
+
 def test_drawn_pictures_are_asked_about_by_what_they_show(
     vision_model: Path, tmp_path: Path
 ) -> None:
