@@ -90,6 +90,7 @@ TINY = {
     "reading": ("batch.num_pictures=2", "batch.num_questions=2", "batch.matching_rows=2"),
     "joint": (
         "batch.num_prompts=4",
+        "batch.num_blends=2",
         "batch.pictures_per_prompt=2",
         "batch.reading_rows=2",
         "batch.chat_rows=1",
@@ -105,7 +106,8 @@ TINY = {
         "model.generator.dit.num_heads=2",
     ),
     "reward": (
-        "batch.num_prompts=2",
+        "batch.num_prompts=3",
+        "batch.num_blends=1",
         "batch.reading_rows=2",
         "batch.matching_rows=2",
         "bank.every=3",
@@ -114,6 +116,7 @@ TINY = {
         "bank.rows=2",
         "bank.num_steps=2",
         "reward.num_prompts=2",
+        "reward.num_blends=1",
         "reward.pictures_per_prompt=3",
         "reward.rows=4",
         "reward.num_steps=2",

@@ -255,6 +255,7 @@ def test_a_process_holds_the_memory_that_was_planned(runs: Runs, stage: int) -> 
 
 JOINT = (
     "batch.num_prompts=3",
+    "batch.num_blends=1",
     "batch.pictures_per_prompt=2",
     "batch.matching_rows=2",
     "batch.reading_rows=2",

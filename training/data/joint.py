@@ -14,6 +14,7 @@ from unimm.model import UniMM
 from unimm.packing import Fork
 from unimm.scenes import KINDS, SKILLS, Grammar, sample_scene
 
+from .blending import BlendRows, blend_rows, check_blends, draw_blends
 from .chats import request, sample_chat
 from .reading import conversations
 from .scenes import (
@@ -44,6 +45,9 @@ class JointBatchConfig:
         num_prompts: Prompts that the language model reads with queries after them.
         pictures_per_prompt: Different pictures that the DiT learns to draw for each of them, so
             that one pass of the language model serves several of the DiT.
+        num_blends: How many of these prompts, the last ones, lie between two that differ in colours
+            alone: the generator is conditioned on states between theirs, and their pictures have
+            colours between. No matching row is about them.
         matching_rows: Yes/no cases about true pictures, near misses among them.
         reading_rows: Rows of descriptions of true pictures and questions about them.
         pictures_per_row: Pictures of such a row, each read without sight of the others.
@@ -64,6 +68,7 @@ class JointBatchConfig:
 
     num_prompts: int = 32
     pictures_per_prompt: int = 8
+    num_blends: int = 0
     matching_rows: int = 16
     reading_rows: int = 8
     pictures_per_row: int = 2
@@ -88,6 +93,7 @@ class JointBatchConfig:
                 f"matching_rows must be from 1 to num_prompts ({self.num_prompts}), "
                 f"got {self.matching_rows}"
             )
+        check_blends(self.num_blends, self.num_prompts - self.matching_rows, self.skill_weights)
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -114,6 +120,7 @@ class JointBatch:
         reading: Packed rows of questions.
         chats: A chat a row, which draws its pictures and sees each in the turn after it.
         requests: A row for each picture of the chats: its prompt alone, with queries.
+        blends: Where the last rows of ``drawing`` are moved to; None without blends.
     """
 
     pictures: Tensor
@@ -122,6 +129,7 @@ class JointBatch:
     reading: Layout
     chats: Layout
     requests: Layout
+    blends: BlendRows | None
 
 
 def joint_batch(
@@ -135,13 +143,24 @@ def joint_batch(
 ) -> JointBatch:
     """Return the batch of a step."""
     rng = step_rng(seed, STREAM, step)
-    prompts = [draw_prompt(rng, grammar, config.skill_weights) for _ in range(config.num_prompts)]
+    num_plain = config.num_prompts - config.num_blends
+    prompts = [draw_prompt(rng, grammar, config.skill_weights) for _ in range(num_plain)]
     drawn = [
         SceneSample(prompt, sample_scene(rng, grammar, prompt))
         for prompt in prompts
         for _ in range(config.pictures_per_prompt)
     ]
     drawing = [template.draw(request(p, rng, config.request_share), reply=p.text) for p in prompts]
+    blends = draw_blends(
+        config.num_blends,
+        rng,
+        grammar,
+        skill_weights=config.skill_weights,
+        pictures=config.pictures_per_prompt,
+    )
+    drawn += [SceneSample(blend.prompt, scene) for blend in blends for scene in blend.scenes]
+    drawing += [template.draw(blend.prompt.text) for blend in blends]
+    others = [template.draw(blend.other.text) for blend in blends]
     firsts = drawn[:: config.pictures_per_prompt][: config.matching_rows]
     cases = [match_case(sample, rng, grammar) for sample in firsts]
     _, num_read, num_chatted = config.num_pictures
@@ -165,6 +184,9 @@ def joint_batch(
             [template.draw(sample.prompt.text) for sample in chatted],
             length=config.drawing_length,
         ),
+        blends=blend_rows(lay_out(others, length=config.drawing_length), blends)
+        if blends
+        else None,
     )
 
 

@@ -83,6 +83,10 @@ class Judgement:
     held_out: Tensor
     scenes: Sequence[Scene | None]
 
+    def head(self, count: int) -> "Judgement":
+        """Return what is said of the first pictures."""
+        return Judgement(self.correct[:count], self.held_out[:count], self.scenes[:count])
+
 
 @dataclass(frozen=True, slots=True)
 class _Case:

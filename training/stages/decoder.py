@@ -4,21 +4,22 @@ Shape legend:
     B batch      N latent tokens      D latent channels
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
 from unimm.checkpoint import load_model, read_config, save_checkpoint
-from unimm.scenes import Grammar
+from unimm.scenes import Grammar, blend_colours
 from unimm.tokenizer import load_tokenizer
 
 from ..config import OptimizerConfig, RunConfig
-from ..data.scenes import pixels_of, render_samples, sample_scenes, step_rng
+from ..data.scenes import SceneSample, pixels_of, render_samples, sample_scenes, step_rng
 from ..engine import LocalEngine
 from ..grids import reconstruction_grid
 from ..loop import LossReport
@@ -48,6 +49,9 @@ class DecoderConfig:
             ``visible_margin``. Faint lines beside an edge add little to the other errors, and
             yet are seen as objects.
         visible_margin: Distance of colours in RGB, each channel in [0, 1], that nobody sees.
+        blend_share: Share of pictures whose colours lie between two of the grammar's. A decoder
+            that saw the named ones alone knows which shapes come in which colour, and distorts
+            the others.
         grammar: Keys of the stored grammar to narrow, such as ``sizes: [large]``.
     """
 
@@ -62,6 +66,7 @@ class DecoderConfig:
     edge_weight: float = 4.0
     visible_weight: float = 0.0
     visible_margin: float = 0.1
+    blend_share: float = 0.0
     grammar: dict[str, Any] = field(default_factory=dict)
 
 
@@ -87,7 +92,15 @@ class DecoderStage:
 
     def batch(self, step: int) -> Tensor:
         rng = step_rng(self.config.run.seed, STREAM, self.ranks.place(step))
-        return render_samples(sample_scenes(rng, self.grammar, self.config.batch_size))
+        samples = sample_scenes(rng, self.grammar, self.config.batch_size)
+        if self.config.blend_share:
+            samples = [self._blended(sample, rng) for sample in samples]
+        return render_samples(samples)
+
+    def _blended(self, sample: SceneSample, rng: np.random.Generator) -> SceneSample:
+        if rng.random() >= self.config.blend_share:
+            return sample
+        return replace(sample, scene=blend_colours(sample.scene, rng, self.grammar))
 
     def loss(self, batch: Tensor, *, step: int, generator: Generator) -> LossReport:
         config = self.config

@@ -15,8 +15,9 @@ from torch import Generator, Tensor
 from unimm.chat import ChatTemplate
 from unimm.layout import Layout
 from unimm.model import UniMM
-from unimm.scenes import Grammar, Prompt
+from unimm.scenes import BlendedPrompt, Grammar, Prompt
 
+from ..data.blending import BlendRows, blend_rows, blended_states
 from ..data.joint import JointBatchConfig, matching_layout, tile_states
 from ..data.reading import conversations
 from ..data.scenes import SceneSample
@@ -60,9 +61,21 @@ class Drawer:
         )
         return layout.to(self.model.device)
 
-    def states(self, layout: Layout) -> Float[Tensor, "B Q H"]:
+    def blends(self, blends: Sequence[BlendedPrompt]) -> BlendRows | None:
+        """Return rows to move the last ones of :meth:`prompts` to; None where there is none."""
+        if not blends:
+            return None
+        others = self.prompts([blend.other for blend in blends])
+        return blend_rows(others, blends).to(self.model.device)
+
+    def states(self, layout: Layout, blends: BlendRows | None = None) -> Float[Tensor, "B Q H"]:
         """Return the hidden states at the queries of rows of prompts."""
-        return self.model.query_states(self.model(layout), layout)
+        states = self.model.query_states(self.model(layout), layout)
+        return states if blends is None else self.moved(states, blends)
+
+    def moved(self, states: Float[Tensor, "B Q H"], blends: BlendRows) -> Float[Tensor, "B Q H"]:
+        """Return states of which the last ones are moved towards other prompts'."""
+        return blended_states(states, self.states(blends.others), blends.shares)
 
     @torch.no_grad()
     def draw(

@@ -25,6 +25,7 @@ from unimm.scenes import Grammar, Prompt, load_prompts, prompt_for, sample_scene
 from unimm.tokenizer import load_tokenizer
 
 from ..build import compile_blocks
+from ..data.blending import draw_blends
 from ..data.joint import (
     JointBatch,
     first_pictures,
@@ -105,6 +106,8 @@ class JointStage:
         drawing = batch.drawing.to(self.device)
         hidden = self.unimm(drawing)
         states = self.unimm.query_states(hidden, drawing)
+        if batch.blends:
+            states = self.drawer.moved(states, batch.blends.to(self.device))
         tiled = tile_states(states, self.config.batch.pictures_per_prompt)
         if self.config.language == "frozen":
             parts = self._flow_losses(tiled, drawn, generator)
@@ -207,12 +210,13 @@ class JointStage:
         """Draw for the generator, whose pictures the yes/no branch learns from too."""
         config = self.config.reward
         rng = step_rng(self.config.run.seed, REWARD_STREAM, self.ranks.place(step))
-        asked = [
-            draw_prompt(rng, self.grammar, config.skill_weights) for _ in range(config.num_prompts)
-        ]
+        weights, num_plain = config.skill_weights, config.num_prompts - config.num_blends
+        asked = [draw_prompt(rng, self.grammar, weights) for _ in range(num_plain)]
+        blends = draw_blends(config.num_blends, rng, self.grammar, skill_weights=weights)
         generator = Generator(self.device).manual_seed(int(rng.integers(2**62)))
-        rollout = draw_rollout(self.drawer, asked, config, generator)
-        self.bank.add(rollout.prompts, rollout.latents, rollout.judgement)
+        rollout = draw_rollout(self.drawer, asked, config, generator, blends=blends)
+        kept = num_plain * config.pictures_per_prompt  # blends have no words to be judged by
+        self.bank.add(rollout.prompts[:kept], rollout.latents[:kept], rollout.judgement.head(kept))
         return rollout
 
     def _fill_bank(self, step: int) -> None:

@@ -83,6 +83,11 @@ class JointConfig:
                 "drawing=keep learns nothing from pictures of its prompts; set "
                 f"batch.pictures_per_prompt to 1, got {self.batch.pictures_per_prompt}"
             )
+        if self.batch.num_blends:
+            raise ValueError(
+                "drawing=keep learns nothing from blends, whose conditions it does not keep; set "
+                f"batch.num_blends=0, got {self.batch.num_blends}"
+            )
         if self.reward.num_prompts:
             raise ValueError("drawing=keep has no use for rewards; set reward.num_prompts=0")
 

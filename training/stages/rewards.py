@@ -24,8 +24,9 @@ from metaquery.flow import (
     velocity_target,
 )
 from unimm.layout import Layout
-from unimm.scenes import SKILLS, Prompt
+from unimm.scenes import SKILLS, BlendedPrompt, Prompt
 
+from ..data.blending import BlendRows, check_blends
 from ..data.joint import tile_states
 from ..data.scenes import check_weights
 from .bank import Judgement, judge_latents
@@ -38,6 +39,8 @@ class RewardConfig:
 
     Args:
         num_prompts: Prompts drawn for at each step; 0 learns from true pictures alone.
+        num_blends: How many of these lie between two prompts that differ in colours alone. A
+            picture of one is judged by the names nearest to its colours.
         pictures_per_prompt: Pictures of each; a verdict counts against the others of its prompt.
         rows: Pictures of these that a step learns from, at one time each. Those of prompts
             with both right and wrong pictures come first: the others teach nothing.
@@ -48,6 +51,7 @@ class RewardConfig:
     """
 
     num_prompts: int = 0
+    num_blends: int = 0
     pictures_per_prompt: int = 12
     rows: int = 128
     num_steps: int = 10
@@ -59,6 +63,7 @@ class RewardConfig:
         check_weights("skill_weights", self.skill_weights, SKILLS)
         if self.num_prompts < 0:
             raise ValueError(f"num_prompts must not be negative, got {self.num_prompts}")
+        check_blends(self.num_blends, self.num_prompts, self.skill_weights)
         if self.pictures_per_prompt < 2:
             raise ValueError(
                 f"pictures_per_prompt must be at least 2, for a verdict counts against the "
@@ -79,10 +84,11 @@ class Rollout:
     """Pictures that the model drew, judged, and what follows for its velocity.
 
     Args:
-        prompts: The prompt of each picture, those of a prompt side by side, (P*K).
+        prompts: What each picture is judged by, those of a prompt side by side, (P*K).
         latents: The pictures, (P*K, N, D).
         judgement: The detector's word on each.
         layout: Rows of the P prompts with queries after them.
+        blends: Where the last of these rows are moved to; None without blends.
         prompt_index: The row of ``layout`` for each picture that is learned from, (R).
         sample: Noised latents of these, and their times.
         target: The velocity to learn there, (R, N, D).
@@ -92,6 +98,7 @@ class Rollout:
     latents: Tensor
     judgement: Judgement
     layout: Layout
+    blends: BlendRows | None
     prompt_index: Tensor
     sample: FlowSample
     target: Tensor
@@ -99,16 +106,26 @@ class Rollout:
 
 @torch.no_grad()
 def draw_rollout(
-    drawer: Drawer, prompts: Sequence[Prompt], config: RewardConfig, generator: Generator
+    drawer: Drawer,
+    prompts: Sequence[Prompt],
+    config: RewardConfig,
+    generator: Generator,
+    *,
+    blends: Sequence[BlendedPrompt] = (),
 ) -> Rollout:
-    """Draw pictures with the model as it is, judge them, and say where its velocity should go."""
+    """Draw pictures with the model as it is, judge them, and say where its velocity should go.
+
+    Those of the blends come last.
+    """
     copies = config.pictures_per_prompt
-    layout = drawer.prompts(prompts)
-    states = tile_states(drawer.states(layout), copies)
+    layout = drawer.prompts([*prompts, *(blend.prompt for blend in blends)])
+    moved = drawer.blends(blends)
+    states = tile_states(drawer.states(layout, moved), copies)
     latents = drawer.sample(
         states, num_steps=config.num_steps, guidance_scale=1.0, generator=generator
     )
-    repeated = [prompt for prompt in prompts for _ in range(copies)]
+    judged = [*prompts, *(blend.named for blend in blends)]
+    repeated = [prompt for prompt in judged for _ in range(copies)]
     judgement = judge_latents(drawer.model.latents, repeated, latents)
     advantages = group_advantages(
         judgement.correct.view(-1, copies), is_judged=~judgement.held_out.view(-1, copies)
@@ -131,7 +148,7 @@ def draw_rollout(
         advantages[kept],
         strength=config.strength,
     )
-    return Rollout(repeated, latents, judgement, layout, kept // copies, sample, target)
+    return Rollout(repeated, latents, judgement, layout, moved, kept // copies, sample, target)
 
 
 def group_advantages(
@@ -160,6 +177,6 @@ def most_telling(
 def reward_loss(drawer: Drawer, rollout: Rollout) -> Float[Tensor, ""]:
     """Return the mean squared error of the model's velocity at the rollout's targets."""
     generator, sample = drawer.model.generator, rollout.sample
-    states = drawer.states(rollout.layout)[rollout.prompt_index]
+    states = drawer.states(rollout.layout, rollout.blends)[rollout.prompt_index]
     velocity = generator.velocity(sample.x_t, sample.t, generator.condition(states))
     return velocity_error(velocity, rollout.target).mean()

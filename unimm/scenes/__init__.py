@@ -1,5 +1,6 @@
 """The exact miniature world: prompts, pictures and questions whose answers can be checked."""
 
+from unimm.scenes.blends import BlendedPrompt, blend_colours, blend_prompt, names_colours
 from unimm.scenes.detect import detect, detect_background
 from unimm.scenes.frozen import load_prompts
 from unimm.scenes.grammar import SPLITS, Grammar, prompts, split_of
@@ -42,6 +43,7 @@ __all__ = [
     "TEXTURES",
     "UNKNOWN",
     "VOCABULARY",
+    "BlendedPrompt",
     "Detection",
     "Grammar",
     "ObjectSpec",
@@ -51,12 +53,15 @@ __all__ = [
     "SceneObject",
     "Spec",
     "Verdict",
+    "blend_colours",
+    "blend_prompt",
     "dense_caption",
     "detect",
     "detect_background",
     "judge",
     "load_prompts",
     "match_question",
+    "names_colours",
     "near_misses",
     "parse_prompt",
     "prompt_for",

@@ -1,13 +1,13 @@
 """Scenes to pictures: cached anti-aliased stamps laid over cached backgrounds."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unimm.scenes.masks import shape_mask, texture_mask
-from unimm.scenes.world import BACKGROUNDS, COLOURS, PICTURE_SIZE, SIZES, Scene
+from unimm.scenes.world import BACKGROUNDS, COLOURS, PICTURE_SIZE, SIZES, Scene, rgb_of
 
 Picture = NDArray[np.uint8]
 
@@ -38,14 +38,14 @@ def render_background(background: str, style: str) -> Picture:
     return picture
 
 
-@cache
+@lru_cache(maxsize=8192)  # all of the named colours, and the commonest blends
 def _stamp(
     shape: str, colour: str, size: str, texture: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return what an object adds to the picture and the share of background that it leaves."""
     cover = shape_mask(shape, size)[..., None]
     marks = texture_mask(texture, size)[..., None]
-    ink = np.asarray(COLOURS[colour], dtype=np.float32)
+    ink = np.asarray(rgb_of(colour), dtype=np.float32)
     white = np.asarray(COLOURS["white"], dtype=np.float32)
     # Half a level, since the sum is cut to whole levels.
     return cover * (ink * (1 - marks) + white * marks) + np.float32(0.5), 1 - cover

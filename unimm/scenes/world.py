@@ -24,6 +24,9 @@ COLOURS = {
 }
 """RGB, 0 to 255."""
 
+BLEND_PARTS = 16
+"""Parts that a blend of two colours is made of."""
+
 SIZES = {"small": 6, "large": 10}
 """Radius in pixels: an object's box is two radii wide and high."""
 
@@ -76,7 +79,11 @@ OUTLINE = {
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One object: its attributes by name and its centre in pixels."""
+    """One object: its attributes by name and its centre in pixels.
+
+    The colour may also be a blend, which has no name in the world and which no detector returns:
+    see :func:`blended_colour`.
+    """
 
     shape: str
     colour: str
@@ -93,6 +100,24 @@ class Scene:
     objects: tuple[SceneObject, ...]
     background: str
     style: str
+
+
+def blended_colour(first: str, second: str, parts: int) -> str:
+    """Return what stands for a colour of which ``parts`` of 16 are the second one."""
+    return first if first == second else f"{first}+{second}*{parts}"
+
+
+def rgb_of(colour: str) -> tuple[float, float, float]:
+    """Return a colour's or a blend's RGB, 0 to 255."""
+    if colour in COLOURS:
+        return COLOURS[colour]
+    first, _, rest = colour.partition("+")
+    second, _, parts = rest.partition("*")
+    share = int(parts) / BLEND_PARTS
+    red, green, blue = (
+        (1 - share) * a + share * b for a, b in zip(COLOURS[first], COLOURS[second], strict=True)
+    )
+    return red, green, blue
 
 
 def relation_between(first: tuple[int, int], second: tuple[int, int]) -> str | None:
