@@ -298,7 +298,7 @@ def test_a_killed_reward_run_draws_and_judges_the_same_pictures_again(
     for line in map(json.loads, reward.metrics("whole")):
         assert {"reward", "rewarded", "judged"} <= set(line)
     config = json.loads((reward.model("whole") / "config.json").read_text())
-    assert config["sampling"]["guidance_scale"] == 1.5
+    assert config["sampling"]["num_steps"] == 8  # the recipe's; the joint stage's were 20
 
 
 def test_a_killed_verifier_run_is_held_to_the_same_conditions(
