@@ -69,6 +69,10 @@ class DecoderConfig:
     blend_share: float = 0.0
     grammar: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.blend_share <= 1:
+            raise ValueError(f"blend_share must be from 0 to 1, got {self.blend_share}")
+
 
 class DecoderStage:
     """Train the decoder of a model whose tower stays as it is."""

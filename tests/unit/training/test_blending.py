@@ -161,6 +161,13 @@ def test_a_generator_that_stays_has_no_use_for_blends(vision_model: Path, tmp_pa
         )
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_out_of_range_is_refused(share: float, tmp_path: Path) -> None:
+    run = RunConfig(output_dir=tmp_path, num_steps=1)
+    with pytest.raises(ValueError, match="blend_share must be from 0 to 1"):
+        DecoderConfig(run=run, init=tmp_path, blend_share=share)
+
+
 def test_a_share_of_the_decoders_pictures_has_blended_colours(
     vision_model: Path, tmp_path: Path
 ) -> None:
