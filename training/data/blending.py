@@ -13,13 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unimm.layout import Layout
-from unimm.scenes import (
-    BlendedPrompt,
-    Grammar,
-    blend_prompt,
-    names_colours,
-    sample_scene,
-)
+from unimm.scenes import BlendedPrompt, Grammar, blend_prompt, names_colours, sample_scene
 
 from .scenes import draw_prompt
 

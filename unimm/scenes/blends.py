@@ -48,7 +48,11 @@ class BlendedPrompt:
 
     @property
     def named(self) -> Prompt:
-        """The prompt by which a detector that knows named colours alone can judge a picture."""
+        """The prompt by which a detector that knows named colours alone can judge a picture.
+
+        Its colours are the nearest in RGB. The detector weighs contrast with the background, and
+        so may call a blend that lies halfway by another name.
+        """
         parts = round(self.share * BLEND_PARTS)
         objects = tuple(
             replace(one, colour=_nearest(blended_colour(str(one.colour), str(two.colour), parts)))

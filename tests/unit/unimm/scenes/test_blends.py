@@ -75,6 +75,19 @@ def test_prompts_differ_in_colours_alone_and_pictures_lie_at_their_share(grammar
 
 
 @GRAMMARS
+def test_a_blend_is_judged_by_the_names_nearest_to_its_colours(grammar: Grammar) -> None:
+    renamed = 0
+    for _, blend in blends(grammar):
+        named = [spec.colour for spec in blend.named.spec.objects]
+        assert named == [nearest(rgb_of(one.colour)) for one in blend.scenes[0].objects]
+        plain = blend.prompt.spec.objects
+        assert [o.shape for o in blend.named.spec.objects] == [o.shape for o in plain]
+        assert blend.named.spec.relation == blend.prompt.spec.relation
+        renamed += named != [spec.colour for spec in plain]
+    assert renamed > 40
+
+
+@GRAMMARS
 def test_no_blend_looks_like_a_held_out_pair(grammar: Grammar) -> None:
     rng = np.random.default_rng(2)
     scenes = [blend.scenes[0] for _, blend in blends(grammar)]
