@@ -58,14 +58,26 @@ def draw_blends(
     *,
     skill_weights: Mapping[str, float],
     pictures: int = 0,
+    to_judge: bool = False,
 ) -> list[BlendedPrompt]:
-    """Return blends of training prompts, with so many pictures each."""
+    """Return blends of training prompts, with so many pictures each.
+
+    Args:
+        count: How many.
+        rng: Draws them.
+        grammar: Whose prompts.
+        skill_weights: Weights of the prompts' skills, 1 where nothing is said.
+        pictures: Of each blend.
+        to_judge: Only blends that the detector can judge a picture by.
+    """
     found: list[BlendedPrompt] = []
     while len(found) < count:
         prompt = draw_prompt(rng, grammar, skill_weights)
         if names_colours(prompt):
             scenes = [sample_scene(rng, grammar, prompt) for _ in range(pictures)]
-            found.append(blend_prompt(prompt, scenes, rng, grammar))
+            blend = blend_prompt(prompt, scenes, rng, grammar)
+            if blend.can_be_judged or not to_judge:
+                found.append(blend)
     return found
 
 

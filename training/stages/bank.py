@@ -21,7 +21,7 @@ from unimm.config_io import from_dict
 from unimm.errors import CheckpointError
 from unimm.image import pixels_to_images
 from unimm.latents import LatentSpace
-from unimm.scenes import Prompt, Scene, detect, judge, recognize, shows_held_out
+from unimm.scenes import Prompt, Scene, colours_of, detect, judge, recognize, shows_held_out
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,7 +209,7 @@ def judge_latents(
 ) -> Judgement:
     """Decode latents and look at the pictures."""
     pictures = [np.asarray(picture) for picture in pixels_to_images(space.decode(latents))]
-    seen = [detect(picture) for picture in pictures]
+    seen = [detect(p, colours_of(prompt)) for p, prompt in zip(pictures, prompts, strict=True)]
     pairs = [*zip(prompts, seen, strict=True)]
     return Judgement(
         correct=torch.tensor([judge(*pair).correct for pair in pairs], dtype=torch.bool),

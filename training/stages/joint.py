@@ -212,7 +212,9 @@ class JointStage:
         rng = step_rng(self.config.run.seed, REWARD_STREAM, self.ranks.place(step))
         weights, num_plain = config.skill_weights, config.num_prompts - config.num_blends
         asked = [draw_prompt(rng, self.grammar, weights) for _ in range(num_plain)]
-        blends = draw_blends(config.num_blends, rng, self.grammar, skill_weights=weights)
+        blends = draw_blends(
+            config.num_blends, rng, self.grammar, skill_weights=weights, to_judge=True
+        )
         generator = Generator(self.device).manual_seed(int(rng.integers(2**62)))
         rollout = draw_rollout(self.drawer, asked, config, generator, blends=blends)
         kept = num_plain * config.pictures_per_prompt  # blends have no words to be judged by

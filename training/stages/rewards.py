@@ -39,8 +39,8 @@ class RewardConfig:
 
     Args:
         num_prompts: Prompts drawn for at each step; 0 learns from true pictures alone.
-        num_blends: How many of these lie between two prompts that differ in colours alone. A
-            picture of one is judged by the names nearest to its colours.
+        num_blends: How many of these lie between two prompts that differ in colours alone, in
+            colours that the detector sees and tells apart.
         pictures_per_prompt: Pictures of each; a verdict counts against the others of its prompt.
         rows: Pictures of these that a step learns from, at one time each. Those of prompts
             with both right and wrong pictures come first: the others teach nothing.
@@ -124,7 +124,7 @@ def draw_rollout(
     latents = drawer.sample(
         states, num_steps=config.num_steps, guidance_scale=1.0, generator=generator
     )
-    judged = [*prompts, *(blend.named for blend in blends)]
+    judged = [*prompts, *(blend.judged for blend in blends)]
     repeated = [prompt for prompt in judged for _ in range(copies)]
     judgement = judge_latents(drawer.model.latents, repeated, latents)
     advantages = group_advantages(

@@ -1,6 +1,12 @@
 """The exact miniature world: prompts, pictures and questions whose answers can be checked."""
 
-from unimm.scenes.blends import BlendedPrompt, blend_colours, blend_prompt, names_colours
+from unimm.scenes.blends import (
+    BlendedPrompt,
+    blend_colours,
+    blend_prompt,
+    colours_of,
+    names_colours,
+)
 from unimm.scenes.detect import detect, detect_background
 from unimm.scenes.frozen import load_prompts
 from unimm.scenes.grammar import SPLITS, Grammar, prompts, split_of
@@ -55,6 +61,7 @@ __all__ = [
     "Verdict",
     "blend_colours",
     "blend_prompt",
+    "colours_of",
     "dense_caption",
     "detect",
     "detect_background",

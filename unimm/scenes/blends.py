@@ -12,6 +12,7 @@ alone, so that a mixture of their pictures is a picture of the world.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import combinations
 from math import dist
 from typing import TypeVar
 
@@ -20,9 +21,16 @@ import numpy as np
 from unimm.scenes.grammar import Grammar
 from unimm.scenes.heldout import HELD_PAIRS
 from unimm.scenes.spec import Prompt, Spec, prompt_of
-from unimm.scenes.world import BLEND_PARTS, COLOURS, Scene, blended_colour, rgb_of
+from unimm.scenes.world import BACKGROUNDS, BLEND_PARTS, COLOURS, Scene, blended_colour, rgb_of
 
 T = TypeVar("T")
+
+TOLD_APART = 46.0
+"""Distance in RGB from which the detector tells a blend from another colour: half of the least
+between two of the world's."""
+
+STANDS_OUT = 60.0
+"""Distance in RGB from which the detector sees all of an object before a background."""
 
 HELD_DISTANCE = 1.25
 """How many times farther than from the nearest other colour of the world a blend must be from
@@ -47,18 +55,43 @@ class BlendedPrompt:
     scenes: tuple[Scene, ...]
 
     @property
-    def named(self) -> Prompt:
-        """The prompt by which a detector that knows named colours alone can judge a picture.
-
-        Its colours are the nearest in RGB. The detector weighs contrast with the background, and
-        so may call a blend that lies halfway by another name.
-        """
+    def judged(self) -> Prompt:
+        """The prompt with the blends in place of its colours: what a picture must show."""
         parts = round(self.share * BLEND_PARTS)
         objects = tuple(
-            replace(one, colour=_nearest(blended_colour(str(one.colour), str(two.colour), parts)))
+            replace(one, colour=blended_colour(str(one.colour), str(two.colour), parts))
             for one, two in zip(self.prompt.spec.objects, self.other.spec.objects, strict=True)
         )
         return replace(self.prompt, spec=Spec(objects, self.prompt.spec.relation))
+
+    @property
+    def can_be_judged(self) -> bool:
+        """Whether the detector sees these colours before any background, and tells them apart."""
+        colours = {str(one.colour) for one in self.judged.spec.objects}
+        return all(
+            dist(rgb_of(colour), background) >= STANDS_OUT
+            for colour in colours
+            for background in BACKGROUNDS.values()
+        ) and all(
+            dist(rgb_of(one), rgb_of(two)) >= TOLD_APART for one, two in combinations(colours, 2)
+        )
+
+
+def colours_of(prompt: Prompt) -> tuple[str, ...]:
+    """Return what a detector may call the colours in a picture of a prompt.
+
+    The names of the world; for a prompt that asks for blends these too, without the names that
+    they are too near to, unless such a name is held out with a shape of the prompt.
+    """
+    asked = {str(one.colour) for one in prompt.spec.objects if one.colour is not None}
+    blends = sorted(asked - COLOURS.keys())
+    held = {colour for one in prompt.spec.objects for colour, s in HELD_PAIRS if s == one.shape}
+    names = (
+        name
+        for name, rgb in COLOURS.items()
+        if name in held or all(dist(rgb, rgb_of(blend)) >= TOLD_APART for blend in blends)
+    )
+    return *names, *blends
 
 
 def blend_colours(scene: Scene, rng: np.random.Generator, grammar: Grammar) -> Scene:
@@ -122,10 +155,6 @@ def allowed_parts(shape: str, colour: str, other: str) -> tuple[int, ...]:
         for k, rgb in blends.items()
         if all(dist(rgb, h) >= HELD_DISTANCE * min(dist(rgb, c) for c in shown) for h in held)
     )
-
-
-def _nearest(blend: str) -> str:
-    return min(COLOURS, key=lambda colour: dist(rgb_of(colour), rgb_of(blend)))
 
 
 def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:

@@ -15,7 +15,7 @@ from unimm.scenes.components import find_components
 from unimm.scenes.fitting import Float, padded
 from unimm.scenes.grouping import Detection, Surroundings, merge_fragments
 from unimm.scenes.render import render_background
-from unimm.scenes.world import BACKGROUNDS, EDGE_MARGIN, PICTURE_SIZE, STYLES
+from unimm.scenes.world import BACKGROUNDS, COLOURS, EDGE_MARGIN, PICTURE_SIZE, STYLES
 
 _CONTRAST = 48.0
 """Distance in RGB from the background that stands out: half of white on sky, the faintest."""
@@ -35,11 +35,16 @@ _MIN_AREA = 16
 """Pixels; the smallest object has about 50, and noise makes specks of up to a few."""
 
 
-def detect(picture: NDArray[Any]) -> list[Detection]:
+def detect(picture: NDArray[Any], colours: tuple[str, ...] = tuple(COLOURS)) -> list[Detection]:
     """Return the objects of a picture, uint8 of (64, 64, 3), RGB, in reading order of their tops.
 
-    Empty for a picture of nothing but background, and for one without any background of the
-    world, such as noise.
+    Args:
+        picture: To look at.
+        colours: What an object's may be called: names, or blends of two.
+
+    Returns:
+        The objects. None for a picture of nothing but background, and for one without any
+        background of the world, such as noise.
     """
     pixels = _checked(picture)
     nearest = _nearest_background(pixels)
@@ -54,7 +59,7 @@ def detect(picture: NDArray[Any]) -> list[Detection]:
     limit = max(_CONTRAST, _NOISE_LEVELS * noise)
     stands_out = np.einsum("yxc,yxc->yx", contrast, contrast) > limit**2
     fragments = [c for c in find_components(stands_out) if c.area >= _MIN_FRAGMENT_AREA]
-    groups = merge_fragments(Surroundings(tuple(fragments), padded(contrast), background))
+    groups = merge_fragments(Surroundings(tuple(fragments), padded(contrast), background, colours))
     return [group.detection for group in groups if group.area >= _MIN_AREA]
 
 

@@ -5,14 +5,14 @@ colour c on background b is a * ((1 - m) * (c - b) + m * (white - b)).
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unimm.scenes.masks import shape_mask, texture_mask
-from unimm.scenes.world import COLOURS, SHAPES, SOLID_COLOURS, TEXTURES
+from unimm.scenes.world import COLOURS, SHAPES, SOLID_COLOURS, TEXTURES, rgb_of
 
 Float = NDArray[np.float32]
 
@@ -29,7 +29,7 @@ _MOST_MOVES = 5
 
 _T = TypeVar("_T", bound=np.generic)
 
-_WHITE = tuple(COLOURS).index("white")
+_WHITE = np.asarray(COLOURS["white"], dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +115,12 @@ def _in_window(mask: Float, dx: int, dy: int, blur_px: float) -> Float:
     return window.ravel().astype(np.float32)
 
 
-@cache
-def _palette() -> tuple[Float, Float]:
-    """Return the colours, (10, 3), and infinity where one has no such texture, (3, 1, 10)."""
-    is_wrong = [[t != "solid" and c in SOLID_COLOURS for c in COLOURS] for t in TEXTURES]
+@lru_cache(maxsize=1024)
+def _palette(colours: tuple[str, ...]) -> tuple[Float, Float]:
+    """Return the colours, (C, 3), and infinity where one has no such texture, (3, 1, C)."""
+    is_wrong = [[t != "solid" and c in SOLID_COLOURS for c in colours] for t in TEXTURES]
     penalty = np.where(is_wrong, np.inf, 0).astype(np.float32)[:, None]
-    return np.asarray(list(COLOURS.values()), dtype=np.float32), penalty
+    return np.asarray([rgb_of(c) for c in colours], dtype=np.float32), penalty
 
 
 def padded(plane: NDArray[_T]) -> NDArray[_T]:
@@ -133,7 +133,13 @@ def padded(plane: NDArray[_T]) -> NDArray[_T]:
 
 
 def fit_object(
-    contrast: Float, background: Float, size: str, centre: tuple[int, int], blur_px: float
+    contrast: Float,
+    background: Float,
+    size: str,
+    centre: tuple[int, int],
+    *,
+    blur_px: float,
+    colours: tuple[str, ...],
 ) -> Fit:
     """Return the best object of one size, moving the window after it for a few pixels.
 
@@ -143,11 +149,12 @@ def fit_object(
         size: the object's.
         centre: where to begin, in the picture's pixels.
         blur_px: of the templates, one of `BLURS_PX`.
+        colours: the object may have, names or blends.
     """
     height, width = (side - 2 * HALF_WINDOW for side in contrast.shape[:2])
     x, y = centre
     for _ in range(_MOST_MOVES):
-        fit = _fit_window(contrast, background, _templates(size, blur_px), (x, y))
+        fit = _fit_window(contrast, background, _templates(size, blur_px), (x, y), colours)
         # What a model draws may lead the window out of the picture.
         nearest = min(max(fit.x, 0), width - 1), min(max(fit.y, 0), height - 1)
         if nearest == (x, y):
@@ -157,7 +164,11 @@ def fit_object(
 
 
 def _fit_window(
-    contrast: Float, background: Float, templates: _Templates, centre: tuple[int, int]
+    contrast: Float,
+    background: Float,
+    templates: _Templates,
+    centre: tuple[int, int],
+    colours: tuple[str, ...],
 ) -> Fit:
     """Return the best object whose centre is at most a pixel off.
 
@@ -166,21 +177,21 @@ def _fit_window(
     """
     left, top = centre  # of the padded picture, where the window begins
     window = contrast[top : top + 2 * HALF_WINDOW, left : left + 2 * HALF_WINDOW].reshape(-1, 3)
-    palette, penalty = _palette()
-    inks = palette - background  # (10, 3)
-    white = inks[_WHITE]
+    palette, penalty = _palette(colours)
+    inks = palette - background  # (C, 3)
+    white = _WHITE - background
     striped, stripes, dotted, dots = (templates.weights @ window).reshape(4, -1, 3)
     coloured = np.stack([striped + stripes, striped, dotted])  # (3, T, 3)
     marked = np.stack([np.zeros_like(stripes), stripes, dots])
     squares = np.stack([np.square(inks).sum(-1), np.full(len(inks), white @ white), inks @ white])
-    error = templates.energy @ squares - 2 * coloured @ inks.T  # (3, T, 10)
+    error = templates.energy @ squares - 2 * coloured @ inks.T  # (3, T, C)
     error += penalty - 2 * (marked @ white)[..., None]
     texture, template, colour = (int(k) for k in np.unravel_index(error.argmin(), error.shape))
     cover, marks = templates.parts(TEXTURES[texture], template)
     dx, dy = _OFFSETS[template % len(_OFFSETS)]
     return Fit(
         shape=SHAPES[template // len(_OFFSETS)],
-        colour=tuple(COLOURS)[colour],
+        colour=colours[colour],
         size=templates.size,
         texture=TEXTURES[texture],
         x=centre[0] + dx,

@@ -44,6 +44,8 @@ class Surroundings:
     contrast: Float
     """Picture less background, padded."""
     background: Float
+    colours: tuple[str, ...]
+    """What an object's colour may be called."""
 
     def mask(self, members: Sequence[Component]) -> NDArray[np.bool_]:
         """Return a padded array that is True at the fragments' pixels."""
@@ -137,7 +139,9 @@ def _group(members: tuple[Component, ...], around: Surroundings) -> Group:
     sizes = [size for size, (low, high) in _LENGTHS.items() if low <= length <= high]
     for blur_px in BLURS_PX:
         for size in sizes:
-            fit = fit_object(contrast, background, size, centre, blur_px)
+            fit = fit_object(
+                contrast, background, size, centre, blur_px=blur_px, colours=around.colours
+            )
             error, energy = fit.error(seen)
             if error < min(best.error, (1 - _MIN_FIT) * energy):
                 found = Detection(fit.shape, fit.colour, fit.size, fit.texture, fit.x, fit.y)

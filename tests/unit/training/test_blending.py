@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,17 @@ import torch
 from torch import Generator, Tensor
 
 from training.config import RunConfig
-from training.data.blending import blended_states
+from training.data.blending import blended_states, draw_blends
 from training.data.joint import JointBatch, JointBatchConfig, joint_batch
-from training.data.scenes import render_samples, sample_scenes, step_rng
+from training.data.scenes import pixels_of, render_samples, sample_scenes, step_rng
 from training.stages import rewards
-from training.stages.bank import BankConfig, Judgement
+from training.stages.bank import BankConfig, Judgement, judge_latents
 from training.stages.decoder import STREAM, DecoderConfig, DecoderStage
 from training.stages.joint import JointStage
 from training.stages.joint_config import JointConfig
 from training.stages.rewards import RewardConfig
 from training.stages.vision import VisionStage
-from unimm.scenes import COLOURS, Prompt, judge
-from unimm.scenes.world import SceneObject
+from unimm.scenes import COLOURS, BlendedPrompt, Grammar, Prompt, colours_of, render_batch
 from unimm.tokenizer import decode_text
 
 BATCH = JointBatchConfig(
@@ -103,7 +103,7 @@ def test_the_generator_is_conditioned_on_what_lies_between(
     torch.testing.assert_close(seen[0][4:], (1 - shares) * own[4:] + shares * others)
 
 
-def test_pictures_of_blends_are_judged_by_the_nearest_names_and_not_kept(
+def test_pictures_of_blends_are_judged_by_their_colours_and_not_kept(
     vision_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reward = RewardConfig(num_prompts=4, num_blends=3, pictures_per_prompt=2, rows=8, num_steps=2)
@@ -120,13 +120,33 @@ def test_pictures_of_blends_are_judged_by_the_nearest_names_and_not_kept(
     assert rollout.blends
     assert len(judged) == 8
     assert len(stage.bank) == 2  # of the one prompt that is no blend
+    assert all(one.colour in COLOURS for p in judged[:2] for one in p.spec.objects if one.colour)
     for prompt in judged[2:]:
-        objects = [
-            SceneObject(spec.shape, str(spec.colour), "large", "solid", 15 + 30 * k, 30)
-            for k, spec in enumerate(prompt.spec.objects)
-        ]
-        assert {one.colour for one in objects} <= set(COLOURS)
-        assert prompt.spec.relation or judge(prompt, objects).correct
+        assert all(one.colour not in COLOURS for one in prompt.spec.objects)
+        assert set(colours_of(prompt)) > {one.colour for one in prompt.spec.objects}
+
+
+def test_rewards_draw_blends_that_can_be_judged() -> None:
+    def draw(**settings: Any) -> list[BlendedPrompt]:
+        return draw_blends(
+            60, np.random.default_rng(0), Grammar.small(), skill_weights={}, **settings
+        )
+
+    assert all(blend.can_be_judged for blend in draw(to_judge=True))
+    assert not all(blend.can_be_judged for blend in draw())
+
+
+def test_a_blend_in_its_own_colours_is_right() -> None:
+    """The judge of drawn pictures knows blends: what it calls them is asked for by the prompt."""
+    rng = np.random.default_rng(0)
+    blends = draw_blends(4, rng, Grammar.small(), skill_weights={}, pictures=1, to_judge=True)
+    space: Any = SimpleNamespace(decode=lambda pictures: pictures)  # nothing is lost on the way
+    pixels = torch.from_numpy(render_batch([blend.scenes[0] for blend in blends]))
+    pixels = pixels_of(pixels.permute(0, 3, 1, 2), torch.float32)
+    judged = judge_latents(space, [blend.judged for blend in blends], pixels)
+    assert judged.correct.all()
+    plain = judge_latents(space, [blend.prompt for blend in blends], pixels)
+    assert not plain.correct.all()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from training.loop import step_generator
 from training.stages.decoder import DecoderConfig, DecoderStage
 from unimm.checkpoint import load_model, read_config
 
-NUM_STEPS = 60
+NUM_STEPS = 120
 NUM_JUDGED = 5
 
 
@@ -23,7 +23,7 @@ def test_the_decoder_beats_every_picture_that_ignores_the_latents(
     config = DecoderConfig(
         run=RunConfig(output_dir=tmp_path, num_steps=NUM_STEPS, precision="float32"),
         init=vision_model,
-        optimizer=OptimizerConfig(lr=5e-3, warmup_steps=5, decay_share=0.3),
+        optimizer=OptimizerConfig(lr=3e-3, warmup_steps=5, decay_share=0.3),
         batch_size=16,
         edge_weight=0.0,
     )
