@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch._dynamo import config as dynamo
 
 from metaquery.dit import DiTBlock, DiTStack
 from unimm.assembly import Assembly, published_config
@@ -158,6 +159,11 @@ def checkpoint_blocks(model: UniMM) -> None:
     enable({"use_reentrant": False})
 
 
+MOST_SHAPES = 32
+"""Compilations of a block: the joint stage with rewards has some twenty shapes of batches, half of
+them without gradients."""
+
+
 def compile_blocks(model: UniMM, *, dynamic: bool | None = None) -> None:
     """Compile each block where it stands; names of parameters stay.
 
@@ -171,6 +177,8 @@ def compile_blocks(model: UniMM, *, dynamic: bool | None = None) -> None:
     """
     if model.device.type == "cpu":
         _check_compiler()
+    # Past torch's limit of 8 a block runs uncompiled in shapes that it has not met yet.
+    dynamo.recompile_limit = max(MOST_SHAPES, dynamo.recompile_limit)
     for block in blocks(model):
         block.compile(dynamic=dynamic)
 
