@@ -20,7 +20,7 @@ import numpy as np
 
 from unimm.scenes.grammar import Grammar
 from unimm.scenes.heldout import HELD_PAIRS
-from unimm.scenes.spec import Prompt, Spec, prompt_of
+from unimm.scenes.spec import ObjectSpec, Prompt, Spec, prompt_of
 from unimm.scenes.world import BACKGROUNDS, BLEND_PARTS, COLOURS, Scene, blended_colour, rgb_of
 
 T = TypeVar("T")
@@ -31,6 +31,9 @@ between two of the world's."""
 
 STANDS_OUT = 60.0
 """Distance in RGB from which the detector sees all of an object before a background."""
+
+ONE_MOVES = 0.7
+"""How often one of two objects keeps its colour."""
 
 HELD_DISTANCE = 1.25
 """How many times farther than from the nearest other colour of the world a blend must be from
@@ -81,17 +84,22 @@ def colours_of(prompt: Prompt) -> tuple[str, ...]:
     """Return what a detector may call the colours in a picture of a prompt.
 
     The names of the world; for a prompt that asks for blends these too, without the names that
-    they are too near to, unless such a name is held out with a shape of the prompt.
+    they are too near to, unless such a name is held out with the blend's own shape.
     """
-    asked = {str(one.colour) for one in prompt.spec.objects if one.colour is not None}
-    blends = sorted(asked - COLOURS.keys())
-    held = {colour for one in prompt.spec.objects for colour, s in HELD_PAIRS if s == one.shape}
+    blends = {
+        (str(one.colour), one.shape)
+        for one in prompt.spec.objects
+        if one.colour is not None and one.colour not in COLOURS
+    }
     names = (
         name
         for name, rgb in COLOURS.items()
-        if name in held or all(dist(rgb, rgb_of(blend)) >= TOLD_APART for blend in blends)
+        if all(
+            (name, shape) in HELD_PAIRS or dist(rgb, rgb_of(blend)) >= TOLD_APART
+            for blend, shape in blends
+        )
     )
-    return *names, *blends
+    return *names, *sorted({blend for blend, _ in blends})
 
 
 def blend_colours(scene: Scene, rng: np.random.Generator, grammar: Grammar) -> Scene:
@@ -122,11 +130,9 @@ def blend_prompt(
         grammar: Whose colours, at least two.
     """
     specs = prompt.spec.objects
-    kinds = list(dict.fromkeys(specs))
     common: set[int] = set()
     while not common:
-        drawn = rng.permutation(grammar.colours)[: len(kinds)]
-        others = [str(drawn[kinds.index(one)]) for one in specs]
+        others = _other_colours(specs, rng, grammar)
         allowed = [
             set(allowed_parts(o.shape, str(o.colour), other))
             for o, other in zip(specs, others, strict=True)
@@ -155,6 +161,26 @@ def allowed_parts(shape: str, colour: str, other: str) -> tuple[int, ...]:
         for k, rgb in blends.items()
         if all(dist(rgb, h) >= HELD_DISTANCE * min(dist(rgb, c) for c in shown) for h in held)
     )
+
+
+def _other_colours(
+    specs: Sequence[ObjectSpec], rng: np.random.Generator, grammar: Grammar
+) -> list[str]:
+    """Return other colours for objects, the same for those of one kind.
+
+    Of two kinds mostly one alone gets another colour: which colour belongs to which shape is
+    learned from what changes and what stays.
+    """
+    kinds = list(dict.fromkeys(specs))
+    moving = kinds
+    if len(kinds) > 1 and rng.random() < ONE_MOVES:
+        moving = [_pick(rng, kinds)]
+    taken = {one.colour for one in kinds if one not in moving}
+    if len(moving) == 1:
+        taken.add(moving[0].colour)
+    drawn = [str(c) for c in rng.permutation(grammar.colours) if c not in taken]
+    new = dict(zip(moving, drawn, strict=False))
+    return [new.get(one, str(one.colour)) for one in specs]
 
 
 def _pick(rng: np.random.Generator, choices: Sequence[T]) -> T:
