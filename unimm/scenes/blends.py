@@ -173,7 +173,7 @@ def _other_colours(
     """
     kinds = list(dict.fromkeys(specs))
     moving = kinds
-    if len(kinds) > 1 and rng.random() < ONE_MOVES:
+    if 1 < len(kinds) < len(grammar.colours) and rng.random() < ONE_MOVES:
         moving = [_pick(rng, kinds)]
     taken = {one.colour for one in kinds if one not in moving}
     if len(moving) == 1:
