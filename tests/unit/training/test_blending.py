@@ -122,7 +122,7 @@ def test_pictures_of_blends_are_judged_by_their_colours_and_not_kept(
     assert len(stage.bank) == 2  # of the one prompt that is no blend
     assert all(one.colour in COLOURS for p in judged[:2] for one in p.spec.objects if one.colour)
     for prompt in judged[2:]:
-        assert all(one.colour not in COLOURS for one in prompt.spec.objects)
+        assert any(one.colour not in COLOURS for one in prompt.spec.objects)  # one may stay
         assert set(colours_of(prompt)) > {one.colour for one in prompt.spec.objects}
 
 
