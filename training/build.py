@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch._dynamo import config as dynamo
 
 from metaquery.dit import DiTBlock, DiTStack
 from unimm.assembly import Assembly, published_config
@@ -177,6 +176,8 @@ def compile_blocks(model: UniMM, *, dynamic: bool | None = None) -> None:
     """
     if model.device.type == "cpu":
         _check_compiler()
+    from torch._dynamo import config as dynamo  # seconds to import, for those who compile alone
+
     # Past torch's limit of 8 a block runs uncompiled in shapes that it has not met yet.
     dynamo.recompile_limit = max(MOST_SHAPES, dynamo.recompile_limit)
     for block in blocks(model):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from training.build import ModelRecipe, build_model, compile_blocks
+from training.build import MOST_SHAPES, ModelRecipe, build_model, compile_blocks
 from training.config import EngineConfig, OptimizerConfig, RunConfig
 from training.data.scene_samples import SceneDataConfig
 from training.engine import LocalEngine
@@ -150,6 +150,7 @@ def test_compiled_blocks_compute_and_learn_the_same() -> None:
     plain, compiled = tiny_model(), tiny_model()
     compile_blocks(compiled, dynamic=False)
     assert list(compiled.state_dict()) == list(plain.state_dict())
+    assert torch._dynamo.config.recompile_limit >= MOST_SHAPES
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 16, 48, generator=generator)
     outcomes = []
