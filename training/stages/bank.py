@@ -21,7 +21,16 @@ from unimm.config_io import from_dict
 from unimm.errors import CheckpointError
 from unimm.image import pixels_to_images
 from unimm.latents import LatentSpace
-from unimm.scenes import Prompt, Scene, colours_of, detect, judge, recognize, shows_held_out
+from unimm.scenes import (
+    Prompt,
+    Scene,
+    colours_of,
+    detect,
+    judge,
+    recognize,
+    shows_held_out,
+    wordings,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,9 +99,9 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """What is known of a picture in the bank."""
+    """What is known of a picture in the bank: its prompt in every wording, and what it shows."""
 
-    prompt: str
+    wordings: tuple[str, ...]
     is_right: bool
     is_drawn: bool
     scene: Scene | None
@@ -132,7 +141,7 @@ class PictureBank:
         self.latents = torch.cat([old, stored])[-self.capacity :]
         verdicts = judgement.correct.tolist()
         added = [
-            _Case(prompts[i].text, verdicts[i], is_drawn, judgement.scenes[i])
+            _Case(wordings(prompts[i]), verdicts[i], is_drawn, judgement.scenes[i])
             for i in kept.tolist()
         ]
         self.cases = (self.cases + added)[-self.capacity :]
@@ -142,9 +151,9 @@ class PictureBank:
     ) -> tuple[list[tuple[str, bool]], Float[Tensor, "B N D"]]:
         """Return cases: a right and a wrong picture of one prompt, then of another.
 
-        Of the same prompt, because a verifier of pictures that differ in their prompts can do
-        well by knowing which prompts are hard; but in a share of cases, and without a prompt that
-        has both, the two are taken from all.
+        Of the same prompt, in any of its wordings, because a verifier of pictures that differ in
+        their prompts can do well by knowing which prompts are hard; but in a share of cases, and
+        without a prompt that has both, the two are taken from all.
         """
         everything = self._sides(range(len(self)))
         pools = self._pools()
@@ -154,7 +163,9 @@ class PictureBank:
             pool = pools[rng.integers(len(pools))] if is_paired else everything
             chosen += [members[rng.integers(len(members))] for members in pool if members]
         picked = [self.cases[number] for number in chosen[:count]]
-        return [(case.prompt, case.is_right) for case in picked], self.latents[chosen[:count]]
+        texts = [case.wordings[rng.integers(len(case.wordings))] for case in picked]
+        verdicts = [case.is_right for case in picked]
+        return [*zip(texts, verdicts, strict=True)], self.latents[chosen[:count]]
 
     def draw_shown(
         self, count: int, rng: np.random.Generator
@@ -175,7 +186,7 @@ class PictureBank:
         by_prompt: dict[str, list[int]] = {}
         for number, case in enumerate(self.cases):
             if case.is_drawn:
-                by_prompt.setdefault(case.prompt, []).append(number)
+                by_prompt.setdefault(min(case.wordings), []).append(number)
         return [sides for numbers in by_prompt.values() if all(sides := self._sides(numbers))]
 
     def _sides(self, numbers: Iterable[int]) -> tuple[list[int], list[int]]:
@@ -194,14 +205,15 @@ class PictureBank:
         Raises:
             CheckpointError: The state is that of another version.
         """
-        if "cases" not in state:
+        cases = state.get("cases")
+        if cases is None or any("wordings" not in case for case in cases):
             raise CheckpointError(
                 "the last checkpoint holds the judged pictures of an earlier version of unimm, "
                 "which this one cannot go on from; finish the run with that version, or give "
                 "run.output_dir a new folder and init the model that the run began from"
             )
         self.latents = state["latents"]
-        self.cases = [from_dict(_Case, case) for case in state["cases"]]
+        self.cases = [from_dict(_Case, case) for case in cases]
 
 
 def judge_latents(

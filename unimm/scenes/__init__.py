@@ -20,6 +20,7 @@ from unimm.scenes.render import render, render_background, render_batch
 from unimm.scenes.sample import sample_prompt, sample_scene
 from unimm.scenes.spec import NUMBERS, SKILLS, ObjectSpec, Prompt, Spec, prompt_of
 from unimm.scenes.text import VOCABULARY, dense_caption, words
+from unimm.scenes.wordings import wordings
 from unimm.scenes.world import (
     BACKGROUNDS,
     COLOURS,
@@ -83,5 +84,6 @@ __all__ = [
     "sample_scene",
     "shows_held_out",
     "split_of",
+    "wordings",
     "words",
 ]

@@ -12,7 +12,16 @@ from torch import Tensor
 from training.stages.bank import BankConfig, Judgement, PictureBank, judge_latents
 from unimm.errors import CheckpointError
 from unimm.latents import PatchLatents
-from unimm.scenes import Grammar, Prompt, Scene, judge, render, sample_prompt, sample_scene
+from unimm.scenes import (
+    Grammar,
+    Prompt,
+    Scene,
+    judge,
+    parse_prompt,
+    render,
+    sample_prompt,
+    sample_scene,
+)
 
 A_CIRCLE = sample_prompt(np.random.default_rng(0), Grammar.small(), skill="single_object")
 
@@ -84,6 +93,9 @@ def test_a_restored_bank_draws_the_same() -> None:
 def test_the_state_of_another_version_is_refused() -> None:
     with pytest.raises(CheckpointError, match="earlier version of unimm"):
         PictureBank(10).load_state_dict({"latents": torch.empty(0), "prompts": []})
+    earlier = {"prompt": "a picture", "is_right": True, "is_drawn": True, "scene": None}
+    with pytest.raises(CheckpointError, match="earlier version of unimm"):
+        PictureBank(10).load_state_dict({"latents": torch.empty(1), "cases": [earlier]})
 
 
 def test_a_restored_empty_bank_is_empty() -> None:
@@ -139,6 +151,21 @@ def test_right_and_wrong_pictures_of_a_draw_share_their_prompts() -> None:
         assert (first[0], first[1], second[1]) == (second[0], True, False)
 
 
+def test_a_case_comes_in_every_wording_of_its_prompt() -> None:
+    """And pictures of two prompts that say the same are those of one prompt."""
+    said = "a picture of a cross above a square", "a picture of a square below a cross"
+    prompts = [parse_prompt(text, Grammar.small()) for text in said]
+    bank = PictureBank(100)
+    verdicts = torch.tensor([True, False])
+    bank.add(
+        prompts,
+        torch.zeros(2, 1, 1),
+        Judgement(verdicts, torch.zeros(2, dtype=torch.bool), [None] * 2),
+    )
+    cases, _ = bank.draw(40, np.random.default_rng(0))
+    assert {*cases} == {(text, verdict) for text in said for verdict in (True, False)}
+
+
 def test_pictures_of_held_out_content_are_not_kept() -> None:
     """A model may draw what training must not show: a red circle where any circle will do."""
     bank = PictureBank(100)
@@ -146,7 +173,7 @@ def test_pictures_of_held_out_content_are_not_kept() -> None:
     held_out = torch.tensor([False, True, True, False])
     correct = torch.tensor([True, True, False, False])
     bank.add(prompts, torch.arange(4.0).view(4, 1, 1), Judgement(correct, held_out, [None] * 4))
-    assert [case.prompt for case in bank.cases] == ["picture 0", "picture 3"]
+    assert [case.wordings for case in bank.cases] == [("picture 0",), ("picture 3",)]
     assert bank.latents.flatten().tolist() == [0, 3]
     assert [case.is_right for case in bank.cases] == [True, False]
     bank.add(prompts[1:3], torch.zeros(2, 1, 1), Judgement(correct[1:3], held_out[1:3], [None] * 2))
