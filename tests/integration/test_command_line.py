@@ -18,7 +18,7 @@ from unimm.pipeline import Pipeline
 from unimm.testing import tiny_model, tiny_tokenizer
 
 COMMANDS = [
-    *("generate", "ask", "verify", "chat", "info", "convert", "assemble"),
+    *("generate", "ask", "verify", "chat", "info", "convert", "assemble", "average"),
     *("train", "cache-latents", "export", "eval", "serve"),
 ]
 PROMPT = "a picture of a red circle"
@@ -89,7 +89,7 @@ def test_help_names_every_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "ask", "verify", "chat", "info", "convert", "assemble"]
+    "command", ["generate", "ask", "verify", "chat", "info", "convert", "assemble", "average"]
 )
 def test_a_commands_help_has_an_example(call: Call, command: str) -> None:
     outcome = call(command, "--help")

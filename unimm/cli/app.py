@@ -15,6 +15,7 @@ from unimm.cli.applications import (
 )
 from unimm.cli.ask import ask
 from unimm.cli.assemble import assemble
+from unimm.cli.average import average
 from unimm.cli.chat import chat
 from unimm.cli.convert import convert
 from unimm.cli.generate import generate
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for _command in (generate, ask, verify, chat, info, convert, assemble):
+for _command in (generate, ask, verify, chat, info, convert, assemble, average):
     app.command()(_command)
 
 # Their arguments belong to the applications, which parse them and print their own help.
