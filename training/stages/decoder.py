@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Generator, Tensor
 
 from unimm.checkpoint import load_model, read_config, save_checkpoint
@@ -20,11 +19,10 @@ from unimm.tokenizer import load_tokenizer
 
 from ..config import OptimizerConfig, RunConfig
 from ..data.scenes import SceneSample, pixels_of, render_samples, sample_scenes, step_rng
-from ..engine import LocalEngine
-from ..grids import reconstruction_grid
 from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
 from ..ranks import ALONE, Ranks, run_device
+from .from_pictures import FromPictures
 
 STREAM = 2
 
@@ -74,7 +72,7 @@ class DecoderConfig:
             raise ValueError(f"blend_share must be from 0 to 1, got {self.blend_share}")
 
 
-class DecoderStage:
+class DecoderStage(FromPictures):
     """Train the decoder of a model whose tower stays as it is."""
 
     def __init__(self, config: DecoderConfig, ranks: Ranks = ALONE) -> None:
@@ -85,11 +83,12 @@ class DecoderStage:
         self.model = load_model(config.init, stored, device=self.device, dtype=torch.float32).to(
             getattr(torch, config.run.precision)
         )
+        grammar = Grammar.from_dict({**(stored.grammar or {}), **config.grammar})
+        super().__init__(config.run, self.model, grammar)
         decoder = self.model.latents.decoder
         if decoder is None:
             raise ValueError(f"{config.init} has no pixel decoder to train")
         self.decoder = decoder.requires_grad_(True).train()
-        self.grammar = Grammar.from_dict({**(stored.grammar or {}), **config.grammar})
 
     def groups(self) -> list[ParameterGroup]:
         return parameter_groups([("decoder", list(self.decoder.parameters()))], self.decoder)
@@ -129,21 +128,6 @@ class DecoderStage:
         if num_clean:
             parts["psnr_db"] = -10 * squared[:num_clean].detach().mean().log10()
         return LossReport(loss, parts, len(latents))
-
-    def before_step(self, step: int, engine: LocalEngine) -> None:
-        """Nothing to do between steps."""
-
-    @torch.no_grad()
-    def sample_grid(self, step: int) -> Image.Image:
-        rng = step_rng(self.config.run.seed, STREAM + 100, 0)
-        pictures = render_samples(sample_scenes(rng, self.grammar, 32)).to(self.device)
-        return reconstruction_grid(self.model.latents, pixels_of(pictures, self.model.dtype))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is nothing beyond the engine's state."""
 
     def export(self, directory: Path) -> None:
         save_checkpoint(

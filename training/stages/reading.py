@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Generator, Tensor
 
 from unimm.checkpoint import load_model, read_config, save_checkpoint
@@ -23,17 +22,14 @@ from unimm.tokenizer import load_tokenizer
 
 from ..config import OptimizerConfig, RunConfig
 from ..data.reading import ReadingBatch, ReadingBatchConfig, reading_batch
-from ..data.scenes import CachedTemplate, pixels_of, render_samples, sample_scenes, step_rng
-from ..engine import LocalEngine
+from ..data.scenes import CachedTemplate, pixels_of
 from ..fast_attention import use_fast_attention
 from ..fast_norm import use_fast_norms
-from ..grids import reconstruction_grid
 from ..imperfect import noised
 from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
 from ..ranks import ALONE, Ranks, run_device
-
-STREAM = 5
+from .from_pictures import FromPictures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +55,7 @@ class ReadingConfig:
     read_noise: float = 0.3
 
 
-class ReadingStage:
+class ReadingStage(FromPictures):
     """Train what reads; what sees and what draws are frozen."""
 
     def __init__(self, config: ReadingConfig, ranks: Ranks = ALONE) -> None:
@@ -70,11 +66,12 @@ class ReadingStage:
         self.model: UniMM = load_model(
             config.init, stored, device=self.device, dtype=torch.float32, attention="eager"
         ).to(getattr(torch, config.run.precision))
+        grammar = Grammar.from_dict({**(stored.grammar or {}), **config.grammar})
+        super().__init__(config.run, self.model, grammar)
         self.model.train_only(["language", "projector"])
         use_fast_norms(self.model.language)
         if self.device.type == "cpu":
             use_fast_attention(self.model.language)
-        self.grammar = Grammar.from_dict({**(stored.grammar or {}), **config.grammar})
         self.template = CachedTemplate(self.tokenizer, stored.chat)
 
     def groups(self) -> list[ParameterGroup]:
@@ -110,21 +107,6 @@ class ReadingStage:
         worst = torch.zeros(len(latents), device=self.device)
         worst = worst.scatter_reduce(0, rows, losses.detach().float(), "amax")
         return losses.mean(), (worst < 0.693).float().mean()
-
-    def before_step(self, step: int, engine: LocalEngine) -> None:
-        """Nothing to do between steps."""
-
-    @torch.no_grad()
-    def sample_grid(self, step: int) -> Image.Image:
-        rng = step_rng(self.config.run.seed, STREAM + 100, 0)
-        pictures = render_samples(sample_scenes(rng, self.grammar, 32)).to(self.device)
-        return reconstruction_grid(self.model.latents, pixels_of(pictures, self.model.dtype))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is nothing beyond the engine's state."""
 
     def export(self, directory: Path) -> None:
         save_checkpoint(directory, self.model, self.tokenizer, readme="Reading stage.\n")

@@ -11,10 +11,8 @@ Shape legend:
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image
 from torch import Generator, Tensor, nn
 
 from unimm.checkpoint import save_checkpoint
@@ -35,11 +33,10 @@ from ..data.scenes import (
     step_rng,
     tokenizer_texts,
 )
-from ..engine import LocalEngine
-from ..grids import reconstruction_grid
 from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
 from ..ranks import ALONE, Ranks, run_device
+from .from_pictures import FromPictures
 from .text_tower import ImageTextPair, TextTowerConfig
 
 STREAM = 1
@@ -98,20 +95,21 @@ class VisionBatch:
     reading: Layout
 
 
-class VisionStage:
+class VisionStage(FromPictures):
     """Train tower, decoder, language model and projector together."""
 
     def __init__(self, config: VisionConfig, ranks: Ranks = ALONE) -> None:
         self.config, self.ranks = config, ranks
-        self.grammar = Grammar.from_dict(config.model.grammar or {})
+        grammar = Grammar.from_dict(config.model.grammar or {})
+        super().__init__(config.run, UniMM(config.model, attention="eager"), grammar)
         seed = config.run.seed
         self.tokenizer = train_tokenizer(
-            tokenizer_texts(self.grammar, seed=seed, count=4000), vocab_size=config.vocab_size
+            tokenizer_texts(grammar, seed=seed, count=4000), vocab_size=config.vocab_size
         )
         self.template = CachedTemplate(self.tokenizer, config.model.chat)
         self.model = nn.ModuleDict(
             {
-                "unimm": UniMM(config.model, attention="eager"),
+                "unimm": self.unimm,
                 "pair": ImageTextPair(
                     config.text_tower,
                     vocab_size=config.vocab_size,
@@ -123,10 +121,6 @@ class VisionStage:
         self.model.to(self.device, getattr(torch, config.run.precision))
         self.unimm.train_only(["language", "projector", "latents"])
         self.unimm.latents.tower.set_attn_implementation("eager")
-
-    @property
-    def unimm(self) -> UniMM:
-        return self.model["unimm"]  # type: ignore[return-value]
 
     @property
     def pair(self) -> ImageTextPair:
@@ -196,21 +190,6 @@ class VisionStage:
         per_picture = error.square().mean(dim=(1, 2, 3))
         clean = per_picture.detach()[scale.flatten() < 0.02 * self.config.max_noise]
         return error.abs().mean() + 10 * per_picture.mean(), clean.mean()
-
-    def before_step(self, step: int, engine: LocalEngine) -> None:
-        """Nothing to do between steps."""
-
-    @torch.no_grad()
-    def sample_grid(self, step: int) -> Image.Image:
-        rng = step_rng(self.config.run.seed, STREAM + 100, 0)
-        pictures = render_samples(sample_scenes(rng, self.grammar, 32)).to(self.device)
-        return reconstruction_grid(self.unimm.latents, pixels_of(pictures, self.unimm.dtype))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is nothing beyond the engine's state."""
 
     def export(self, directory: Path) -> None:
         save_checkpoint(
