@@ -22,7 +22,7 @@ from ..data.scenes import SceneSample, pixels_of, render_samples, sample_scenes,
 from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
 from ..ranks import ALONE, Ranks, run_device
-from .from_pictures import FromPictures
+from .picture_stage import PictureStage
 
 STREAM = 2
 
@@ -72,7 +72,7 @@ class DecoderConfig:
             raise ValueError(f"blend_share must be from 0 to 1, got {self.blend_share}")
 
 
-class DecoderStage(FromPictures):
+class DecoderStage(PictureStage):
     """Train the decoder of a model whose tower stays as it is."""
 
     def __init__(self, config: DecoderConfig, ranks: Ranks = ALONE) -> None:

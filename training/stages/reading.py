@@ -29,7 +29,7 @@ from ..imperfect import noised
 from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
 from ..ranks import ALONE, Ranks, run_device
-from .from_pictures import FromPictures
+from .picture_stage import PictureStage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,7 @@ class ReadingConfig:
     read_noise: float = 0.3
 
 
-class ReadingStage(FromPictures):
+class ReadingStage(PictureStage):
     """Train what reads; what sees and what draws are frozen."""
 
     def __init__(self, config: ReadingConfig, ranks: Ranks = ALONE) -> None:

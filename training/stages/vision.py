@@ -36,7 +36,7 @@ from ..data.scenes import (
 from ..loop import LossReport
 from ..optimizer import ParameterGroup, parameter_groups
 from ..ranks import ALONE, Ranks, run_device
-from .from_pictures import FromPictures
+from .picture_stage import PictureStage
 from .text_tower import ImageTextPair, TextTowerConfig
 
 STREAM = 1
@@ -95,7 +95,7 @@ class VisionBatch:
     reading: Layout
 
 
-class VisionStage(FromPictures):
+class VisionStage(PictureStage):
     """Train tower, decoder, language model and projector together."""
 
     def __init__(self, config: VisionConfig, ranks: Ranks = ALONE) -> None:

@@ -17,7 +17,7 @@ STREAM = 100
 """Of the pictures of grids, which no stage learns from."""
 
 
-class FromPictures:
+class PictureStage:
     """A stage without any state of its own: its batches are a function of the step alone.
 
     Args:
