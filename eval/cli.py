@@ -48,13 +48,17 @@ def scenes(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: Annotated[str, typer.Option()] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    processes: Annotated[
+        int, typer.Option(min=1, help="That draw and chat, each with the model; one a core pays.")
+    ] = 1,
     out: Annotated[Path | None, typer.Option(help="Write the JSON document here, too.")] = None,
 ) -> None:
     """Measure a model of the miniature world: encode-decode, questions, drawing, choosing, chats.
 
     **Example:** `unimm eval scenes --part drawing --split train --best-of 16`
     """
-    from .scenes.run import Settings, measure  # imports torch
+    from .scenes.run import measure  # imports torch
+    from .scenes.settings import Settings
 
     settings = Settings(
         model=model,
@@ -68,6 +72,7 @@ def scenes(
         seed=seed,
         device=device,
         dtype=dtype,
+        processes=processes,
     )
     results = measure(settings)
     document = json.dumps({"settings": dataclasses.asdict(settings), **results}, indent=2)

@@ -1,7 +1,7 @@
 """Gate 4: does the model draw what a person asks for in a chat, early and late in it?"""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,21 +72,27 @@ class Chatting:
     by_wording: dict[str, Requests]
 
 
-def hold_chats(
-    pipeline: Pipeline, prompts: Sequence[Prompt], options: GenerationOptions
-) -> Iterator[list[RequestOutcome]]:
-    """Yield what became of the three requests of one chat after the other, a chat a prompt."""
+def hold_chat(
+    pipeline: Pipeline, prompts: Sequence[Prompt], options: GenerationOptions, *, number: int
+) -> list[RequestOutcome]:
+    """Return what became of the three requests of a chat.
+
+    Args:
+        pipeline: The model.
+        prompts: Of all chats, of which there are as many: each comes once at every place.
+        options: How to draw.
+        number: Of this chat, from 0.
+    """
     count = len(prompts)
-    for number in range(count):
-        session = pipeline.chat(options=options)
-        wording = WORDINGS[number % len(WORDINGS)]
-        outcomes = []
-        for place in (1, 2, 3):
-            if place == 3:
-                session.send(_QUESTION)
-            prompt = prompts[(number + (place - 1) * count // 3) % count]
-            outcomes.append(_ask_for(session, prompt, wording, place))
-        yield outcomes
+    session = pipeline.chat(options=options)
+    wording = WORDINGS[number % len(WORDINGS)]
+    outcomes = []
+    for place in (1, 2, 3):
+        if place == 3:
+            session.send(_QUESTION)
+        prompt = prompts[(number + (place - 1) * count // 3) % count]
+        outcomes.append(_ask_for(session, prompt, wording, place))
+    return outcomes
 
 
 def _ask_for(session: ChatSession, prompt: Prompt, wording: str, place: int) -> RequestOutcome:

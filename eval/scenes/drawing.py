@@ -1,7 +1,7 @@
 """Gate 3: does the model draw what it is asked for, and choose well among its candidates?"""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -83,21 +83,28 @@ class Drawing:
     chosen: dict[str, Choosing]
 
 
-def draw_outcomes(
+def draw_group(
     pipeline: Pipeline,
     prompts: Sequence[Prompt],
     options: GenerationOptions,
     *,
-    group_size: int = 16,
-) -> Iterator[PromptOutcome]:
-    """Draw all candidates of each prompt and let detector and model judge them."""
-    for start in range(0, len(prompts), group_size):
-        group = prompts[start : start + group_size]
-        drawn = pipeline.generate([prompt.text for prompt in group], options, first_index=start)
-        for prompt, generation in zip(group, drawn, strict=True):
-            latents = torch.stack([c.latents for c in generation.candidates])
-            pictures = pipeline.decode_images(latents)
-            yield PromptOutcome(
+    first_index: int,
+) -> list[PromptOutcome]:
+    """Draw all candidates of some prompts, and let detector and model judge them.
+
+    Args:
+        pipeline: The model.
+        prompts: Drawn together.
+        options: How to draw; every verifier scores, whichever is named here.
+        first_index: Place of the first prompt in its list, on which its seeds depend.
+    """
+    outcomes = []
+    drawn = pipeline.generate([p.text for p in prompts], options, first_index=first_index)
+    for prompt, generation in zip(prompts, drawn, strict=True):
+        latents = torch.stack([c.latents for c in generation.candidates])
+        pictures = pipeline.decode_images(latents)
+        outcomes.append(
+            PromptOutcome(
                 skill=prompt.skill,
                 right=tuple(judge(prompt, detect(np.asarray(p))).correct for p in pictures),
                 scores={
@@ -105,6 +112,8 @@ def draw_outcomes(
                     for name in get_args(VerifierName)
                 },
             )
+        )
+    return outcomes
 
 
 def _scores(

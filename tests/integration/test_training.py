@@ -363,6 +363,19 @@ def test_the_model_is_measured(unimm: Commands, joint: Stage, tmp_path: Path) ->
     }
 
 
+def test_several_processes_measure_what_one_does(unimm: Commands, joint: Stage) -> None:
+    command = (
+        *("eval", "scenes", "--model", str(joint.model("whole")), "--best-of", "2", "--steps", "1"),
+        *("--num-prompts", "18", "--split", "train", "--part", "drawing", "--part", "chat"),
+    )
+    one, two = (unimm(*command, "--processes", count) for count in ("1", "2"))
+    assert (one.status, two.status) == (0, 0), two.stderr
+    results = [json.loads(done.stdout) for done in (one, two)]
+    assert [tree.pop("settings")["processes"] for tree in results] == [1, 2]
+    assert results[0] == results[1]
+    assert results[0]["drawing"]["train"]["prompts"] == 18
+
+
 def test_the_model_is_timed(unimm: Commands, joint: Stage) -> None:
     done = unimm(
         *("eval", "speed", "--model", str(joint.model("whole")), "--steps", "1"),

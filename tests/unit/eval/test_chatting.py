@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from eval.scenes.chatting import WORDINGS, RequestOutcome, hold_chats, summarise_chats
+from eval.scenes.chatting import WORDINGS, RequestOutcome, hold_chat, summarise_chats
 from unimm.options import GenerationOptions
 from unimm.pipeline import Pipeline
 from unimm.scenes import load_prompts
@@ -16,6 +16,11 @@ PROMPTS = load_prompts("small", "train")[::69]
 
 def outcome(place: int, wording: str, *, drawn: bool, right: bool) -> RequestOutcome:
     return RequestOutcome(place=place, wording=wording, drawn=drawn, restated=drawn, right=right)
+
+
+def hold_chats(options: GenerationOptions) -> list[list[RequestOutcome]]:
+    pipeline = Pipeline.from_pretrained()
+    return [hold_chat(pipeline, PROMPTS, options, number=k) for k in range(len(PROMPTS))]
 
 
 def test_shares_are_those_of_hand_counting() -> None:
@@ -48,7 +53,7 @@ def test_every_prompt_is_asked_for_at_every_place(monkeypatch: pytest.MonkeyPatc
         return send(session, text, *rest, **options)
 
     monkeypatch.setattr(ChatSession, "send", listened)
-    chats = list(hold_chats(Pipeline.from_pretrained(), PROMPTS, GenerationOptions(num_steps=1)))
+    chats = hold_chats(GenerationOptions(num_steps=1))
     assert [[o.place for o in chat] for chat in chats] == [[1, 2, 3]] * len(PROMPTS)
     names = [prompt.text.removeprefix("a picture of ") for prompt in PROMPTS]
     for turn in (0, 1, 3):
@@ -68,7 +73,7 @@ def turn_start(turn: int) -> int:
 
 
 def test_pictures_of_the_shipped_model_are_seen_and_judged() -> None:
-    chats = list(hold_chats(Pipeline.from_pretrained(), PROMPTS, GenerationOptions()))
+    chats = hold_chats(GenerationOptions())
     firsts = [chat[0] for chat in chats]
     assert all(outcome.drawn for outcome in firsts)
     counts = Counter(outcome.right for outcome in firsts)

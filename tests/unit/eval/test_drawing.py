@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from eval.scenes.drawing import PromptOutcome, draw_outcomes, summarise
+from eval.scenes.drawing import PromptOutcome, draw_group, summarise
 from unimm.options import GenerationOptions, VerifierName
 from unimm.scenes import load_prompts
 from unimm.testing import tiny_pipeline
@@ -73,11 +73,12 @@ def test_outcomes_do_not_depend_on_how_prompts_are_grouped() -> None:
     pipeline = tiny_pipeline()
     pipeline.decode_images = lambda latents: [BLANK] * len(latents)  # type: ignore[method-assign]
     options = GenerationOptions(best_of=2, num_steps=1, verifier="yes_no")
-    grouped = list(draw_outcomes(pipeline, prompts, options, group_size=3))
+    grouped = draw_group(pipeline, prompts, options, first_index=5)
     assert [outcome.skill for outcome in grouped] == [prompt.skill for prompt in prompts]
     assert [outcome.right for outcome in grouped] == [(W, W)] * 3
     assert all(set(outcome.scores) == set(get_args(VerifierName)) for outcome in grouped)
-    # The same prompt at another place of the list draws from other seeds, so only the first of
-    # each group can be compared.
-    alone = list(draw_outcomes(pipeline, prompts[:1], options, group_size=1))
-    assert alone[0] == grouped[0]
+    alone = [
+        draw_group(pipeline, [prompt], options, first_index=5 + place)[0]
+        for place, prompt in enumerate(prompts)
+    ]
+    assert alone == grouped
