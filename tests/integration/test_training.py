@@ -128,6 +128,7 @@ TINY = {
         "bank.every=2",
         "bank.num_prompts=2",
         "bank.pictures_per_prompt=2",
+        "bank.failed_share=0.5",
         "bank.rows=2",
         "bank.num_steps=2",
     ),

@@ -43,6 +43,8 @@ class BankConfig:
         num_prompts: Prompts drawn for each time; a noised true picture of each is added.
         pictures_per_prompt: Pictures drawn of each: the verifier learns to tell right from wrong
             ones of the same prompt.
+        failed_share: Share of these prompts that it drew wrongly before, the more often wrong the
+            likelier: a few prompts may be behind most of what a verifier misses.
         capacity: Pictures kept.
         rows: Matching rows of a training step that come from the bank.
         paired_share: Share of these rows that are a right and a wrong picture of one prompt. The
@@ -58,6 +60,7 @@ class BankConfig:
     every: int = 40
     num_prompts: int = 24
     pictures_per_prompt: int = 4
+    failed_share: float = 0.0
     capacity: int = 4096
     rows: int = 16
     paired_share: float = 1.0
@@ -70,8 +73,9 @@ class BankConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.paired_share <= 1:
-            raise ValueError(f"paired_share must be from 0 to 1, got {self.paired_share}")
+        for name in ("failed_share", "paired_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.reading_rows < 0:
             raise ValueError(f"reading_rows must not be negative, got {self.reading_rows}")
         if not self.guidance_scales:
@@ -181,13 +185,34 @@ class PictureBank:
         scenes = [self.cases[number].scene for number in numbers]
         return [scene for scene in scenes if scene], self.latents[numbers]
 
+    def failed(self, count: int, rng: np.random.Generator) -> list[str]:
+        """Return prompts that were drawn wrongly, each as likely as it is wrong; none if none was.
+
+        Its share counts and not its number, or a prompt that is drawn for being wrong would come
+        ever more often.
+        """
+        shares = {
+            prompt: len(wrong) / (len(right) + len(wrong))
+            for prompt, (right, wrong) in self._by_prompt().items()
+        }
+        if not any(shares.values()):
+            return []
+        weights = np.array([*shares.values()])
+        chosen = rng.choice(len(weights), size=count, p=weights / weights.sum())
+        prompts = [*shares]
+        return [prompts[number] for number in chosen]
+
     def _pools(self) -> list[tuple[list[int], list[int]]]:
         """Return the right and the wrong pictures of each prompt that was drawn rightly and not."""
+        return [sides for sides in self._by_prompt().values() if all(sides)]
+
+    def _by_prompt(self) -> dict[str, tuple[list[int], list[int]]]:
+        """Return the drawn pictures of each prompt, right and wrong."""
         by_prompt: dict[str, list[int]] = {}
         for number, case in enumerate(self.cases):
             if case.is_drawn:
                 by_prompt.setdefault(min(case.wordings), []).append(number)
-        return [sides for numbers in by_prompt.values() if all(sides := self._sides(numbers))]
+        return {prompt: self._sides(numbers) for prompt, numbers in by_prompt.items()}
 
     def _sides(self, numbers: Iterable[int]) -> tuple[list[int], list[int]]:
         """Return which of these pictures are right, and which are wrong."""

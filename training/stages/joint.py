@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from unimm.checkpoint import save_checkpoint
 from unimm.layout import Layout, stack_layouts
 from unimm.roc import area_under_roc
-from unimm.scenes import Grammar, Prompt, load_prompts, prompt_for, sample_scene
+from unimm.scenes import Grammar, Prompt, load_prompts, parse_prompt, prompt_for, sample_scene
 from unimm.tokenizer import load_tokenizer
 
 from ..build import compile_blocks
@@ -225,10 +225,10 @@ class JointStage:
         """Draw with guidance for the yes/no branch, and see how well it judges."""
         bank = self.config.bank
         rng = step_rng(self.config.run.seed, STREAM, self.ranks.place(step))
-        asked = [
-            draw_prompt(rng, self.grammar, self.config.batch.skill_weights)
-            for _ in range(bank.num_prompts)
-        ]
+        failed = self.bank.failed(round(bank.failed_share * bank.num_prompts), rng)
+        asked = [parse_prompt(text, self.grammar) for text in failed]
+        while len(asked) < bank.num_prompts:
+            asked.append(draw_prompt(rng, self.grammar, self.config.batch.skill_weights))
         prompts = [prompt for prompt in asked for _ in range(bank.pictures_per_prompt)]
         generator = Generator(self.device).manual_seed(int(rng.integers(2**62)))
         latents = self.drawer.draw(

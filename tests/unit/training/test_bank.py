@@ -1,6 +1,7 @@
 """The verifier's pool of judged pictures."""
 
 import io
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -113,6 +114,8 @@ def test_a_bank_that_never_draws_is_refused(name: str) -> None:
         BankConfig(**settings)
     with pytest.raises(ValueError, match="guidance_scales must hold at least one"):
         BankConfig(guidance_scales=())
+    with pytest.raises(ValueError, match=r"failed_share must be from 0 to 1, got 1\.5"):
+        BankConfig(failed_share=1.5)
 
 
 def test_pictures_are_judged_by_their_own_prompts() -> None:
@@ -164,6 +167,22 @@ def test_a_case_comes_in_every_wording_of_its_prompt() -> None:
     )
     cases, _ = bank.draw(40, np.random.default_rng(0))
     assert {*cases} == {(text, verdict) for text in said for verdict in (True, False)}
+
+
+def test_prompts_that_failed_come_by_how_often_they_did() -> None:
+    bank, rng = PictureBank(100), np.random.default_rng(0)
+    assert bank.failed(4, rng) == []
+    texts = ["never"] * 4 + ["half"] * 20 + ["always"] * 2
+    verdicts = torch.tensor([True] * 4 + [True, False] * 10 + [False] * 2)
+    add(bank, texts, torch.zeros(26, 1, 1), verdicts)
+    wrong = Judgement(torch.tensor([False]), torch.tensor([False]), [None])
+    bank.add([replace(A_CIRCLE, text="noised")], torch.zeros(1, 1, 1), wrong, is_drawn=False)
+    found = Counter(bank.failed(3000, rng))
+    assert set(found) == {"half", "always"}
+    assert 1.7 < found["always"] / found["half"] < 2.3  # its share counts, not its pictures
+    right = PictureBank(100)
+    add(right, ["never"], torch.zeros(1, 1, 1), torch.tensor([True]))
+    assert right.failed(4, rng) == []
 
 
 def test_pictures_of_held_out_content_are_not_kept() -> None:
