@@ -194,8 +194,9 @@ class PictureBank:
         shares = {
             prompt: len(wrong) / (len(right) + len(wrong))
             for prompt, (right, wrong) in self._by_prompt().items()
+            if wrong
         }
-        if not any(shares.values()):
+        if not shares:
             return []
         weights = np.array([*shares.values()])
         chosen = rng.choice(len(weights), size=count, p=weights / weights.sum())
