@@ -49,7 +49,7 @@ def scenes(
     device: Annotated[str, typer.Option()] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     processes: Annotated[
-        int, typer.Option(min=1, help="That draw and chat, each with the model; one a core pays.")
+        int, typer.Option(min=1, help="To draw and chat in, each with its own model: one a core.")
     ] = 1,
     out: Annotated[Path | None, typer.Option(help="Write the JSON document here, too.")] = None,
 ) -> None:

@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,7 +66,11 @@ class Workers:
 
 @contextmanager
 def workers(count: int) -> Iterator[Workers]:
-    """Yield so many processes, which share the threads of this one; one is this one itself."""
+    """Yield so many processes, which share the threads of this one; one is this one itself.
+
+    Raises:
+        UserError: One of them was killed.
+    """
     if count == 1:
         yield Workers(map)
         return
@@ -77,6 +82,11 @@ def workers(count: int) -> Iterator[Workers]:
     )
     try:
         yield Workers(pool.map)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that measured was ended from outside, most often for want of memory; "
+            "lower --processes"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C nothing more is begun
 
