@@ -191,6 +191,8 @@ class PictureBank:
         Its share counts and not its number, or a prompt that is drawn for being wrong would come
         ever more often.
         """
+        if not count:
+            return []
         shares = {
             prompt: len(wrong) / (len(right) + len(wrong))
             for prompt, (right, wrong) in self._by_prompt().items()
