@@ -2,7 +2,10 @@
 
 import io
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from training.config import RunConfig
+from training.data.joint import JointBatchConfig
 from training.stages.bank import BankConfig, Judgement, PictureBank, judge_latents
+from training.stages.joint import JointStage
+from training.stages.joint_config import JointConfig
 from unimm.errors import CheckpointError
 from unimm.latents import PatchLatents
 from unimm.scenes import (
@@ -183,6 +190,31 @@ def test_prompts_that_failed_come_by_how_often_they_did() -> None:
     right = PictureBank(100)
     add(right, ["never"], torch.zeros(1, 1, 1), torch.tensor([True]))
     assert right.failed(4, rng) == []
+
+
+@pytest.mark.parametrize("failed_share", [0.0, 1.0])
+def test_the_joint_stage_draws_again_for_what_failed(
+    vision_model: Path, tmp_path: Path, failed_share: float
+) -> None:
+    """An untrained model draws every prompt wrongly."""
+    lengths = JointBatchConfig(num_prompts=2, matching_rows=1)
+    run = RunConfig(output_dir=tmp_path, num_steps=4, precision="float32")
+    bank = BankConfig(
+        start=0,
+        every=1,
+        num_prompts=8,
+        pictures_per_prompt=1,
+        num_steps=1,
+        failed_share=failed_share,
+    )
+    stage = JointStage(JointConfig(run=run, init=vision_model, batch=lengths, bank=bank))
+    engine: Any = SimpleNamespace(averaged=nullcontext)
+    stage.before_step(0, engine)
+    first = {min(case.wordings) for case in stage.bank.cases}
+    before = len(stage.bank)
+    stage.before_step(1, engine)
+    second = {min(case.wordings) for case in stage.bank.cases[before:]}
+    assert (second <= first) is (failed_share == 1.0)
 
 
 def test_pictures_of_held_out_content_are_not_kept() -> None:
